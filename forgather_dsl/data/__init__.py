@@ -1,0 +1,1 @@
+"""Text in, fixed-length batches out: sources, tokenizers, a memory-mapped token cache, a resumable loader. numpy only, no torch."""
