@@ -1,0 +1,96 @@
+"""What a pipeline does, as values: actions per rank, in the order each rank runs them.
+
+In: letters, stages and microbatches. Out: `Schedule`, which the planner costs, `draw` draws and the interpreter runs.
+The letters are torch.distributed.pipelining's own (`2F0` is the forward of microbatch 0 on stage 2), so schedules
+can be exchanged with it as CSV, one row per rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+__all__ = ["Action", "Kind", "Schedule", "from_csv", "from_rows", "to_csv"]
+
+Kind = Literal["F", "B", "I", "W"]
+
+
+class Action(NamedTuple):
+    """One piece of work: `F` forward, `B` full backward, `I` backward for inputs, `W` backward for weights (B = I + W)."""
+
+    stage: int
+    kind: Kind
+    microbatch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind}{self.microbatch}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The actions of every rank, in order. `placement[stage]` is the rank that holds the stage."""
+
+    name: str
+    num_stages: int
+    num_microbatches: int
+    placement: tuple[int, ...]
+    actions: tuple[tuple[Action, ...], ...]
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.actions)
+
+    def stages_of(self, rank: int) -> tuple[int, ...]:
+        """The stages that `rank` holds, in order."""
+        return tuple(stage for stage, owner in enumerate(self.placement) if owner == rank)
+
+
+def from_rows(name: str, rows: Sequence[Sequence[Action]]) -> Schedule:
+    """A schedule from the actions of each rank; sizes and placement are read off them.
+
+    Raises ValueError when a stage appears on two ranks or on none.
+    """
+    placement: dict[int, int] = {}
+    for rank, row in enumerate(rows):
+        for action in row:
+            if placement.setdefault(action.stage, rank) != rank:
+                raise ValueError(
+                    f"{action} is on rank {rank}, but stage {action.stage} lives on rank {placement[action.stage]}"
+                )
+    if not placement:
+        raise ValueError(f"the schedule {name} has no actions")
+    num_stages = max(placement) + 1
+    missing = sorted(set(range(num_stages)) - set(placement))
+    if missing:
+        raise ValueError(f"no rank runs stage {missing[0]} of {num_stages}")
+    return Schedule(
+        name=name,
+        num_stages=num_stages,
+        num_microbatches=1 + max(action.microbatch for row in rows for action in row),
+        placement=tuple(placement[stage] for stage in range(num_stages)),
+        actions=tuple(tuple(row) for row in rows),
+    )
+
+
+def to_csv(schedule: Schedule) -> str:
+    """One row per rank, `0F0,0F1,0B0,...`: what torch's `_load_csv(..., format="compute_only")` reads."""
+    return "".join(",".join(map(str, row)) + "\n" for row in schedule.actions)
+
+
+def from_csv(text: str, name: str = "csv") -> Schedule:
+    """The schedule written as CSV, one row per rank; empty cells (torch writes them for idle slots) are skipped.
+
+    Raises ValueError naming the row and cell that is not a compute action (communication is ours to add).
+    """
+    rows: list[list[Action]] = []
+    for number, line in enumerate(text.strip().splitlines(), start=1):
+        row: list[Action] = []
+        for cell in filter(None, (cell.strip() for cell in line.split(","))):
+            match = re.fullmatch(r"(\d+)([FBIW])(\d+)", cell)
+            if match is None:
+                raise ValueError(f"row {number}: {cell!r} is not stage, one of F B I W, microbatch, such as 2F0")
+            row.append(Action(int(match[1]), match[2], int(match[3])))  # type: ignore[arg-type]  # matched above
+        rows.append(row)
+    return from_rows(name, rows)

@@ -1,0 +1,139 @@
+"""Pipeline schedules: one function each, from stages and microbatches to the actions of every rank.
+
+In: `stages` (one per rank) and `microbatches`. Out: a `Schedule`: `check`, `simulate` and `draw` work on it, the
+interpreter in parallel/ runs it. `zero_bubble` searches its order; the others are drawn from their papers.
+`python -m forgather_dsl.plan.schedules [STAGES MICROBATCHES]` prints them all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from forgather_dsl.plan import search
+from forgather_dsl.plan.actions import Action, Schedule, from_csv, from_rows, to_csv
+from forgather_dsl.plan.simulate import Interval, Simulation, check, draw, durations, simulate
+
+__all__ = [
+    "Action",
+    "Interval",
+    "Schedule",
+    "Simulation",
+    "accumulate",
+    "check",
+    "draw",
+    "forwards",
+    "from_csv",
+    "from_rows",
+    "gpipe",
+    "one_f_one_b",
+    "simulate",
+    "to_csv",
+    "zero_bubble",
+    "zero_bubble_h1",
+]
+
+
+def accumulate(microbatches: int) -> Schedule:
+    """One stage, gradient accumulation: `F0 B0 F1 B1 ...`, the memory of one microbatch."""
+    _positive(1, microbatches)
+    return from_rows("Accumulate", [[Action(0, kind, k) for k in range(microbatches) for kind in ("F", "B")]])
+
+
+def gpipe(stages: int, microbatches: int) -> Schedule:
+    """All forwards, then all backwards; every microbatch alive at the turn. Huang et al., arXiv 1811.06965."""
+    _positive(stages, microbatches)
+    return from_rows(
+        "GPipe",
+        [[Action(stage, kind, k) for kind in ("F", "B") for k in range(microbatches)] for stage in range(stages)],
+    )
+
+
+def one_f_one_b(stages: int, microbatches: int) -> Schedule:
+    """Warm up, then one forward and one backward in turn: at most `stages` microbatches alive. PipeDream-flush,
+    Narayanan et al., arXiv 2006.09503."""
+    _positive(stages, microbatches)
+    rows = []
+    for stage in range(stages):
+        warm_up = min(stages - 1 - stage, microbatches)
+        row = [Action(stage, "F", k) for k in range(warm_up)]
+        for k in range(microbatches):
+            if k + warm_up < microbatches:
+                row.append(Action(stage, "F", k + warm_up))
+            row.append(Action(stage, "B", k))
+        rows.append(row)
+    return from_rows("1F1B", rows)
+
+
+def zero_bubble_h1(stages: int, microbatches: int) -> Schedule:
+    """1F1B with the backward split: I keeps 1F1B's place, and W of rank r lags r microbatches behind to fill what would
+    be bubble. Same memory as 1F1B, a third of its bubble when F = I = W. Qi et al., arXiv 2401.10241, ZB-H1."""
+    _positive(stages, microbatches)
+    rows = []
+    for stage in range(stages):
+        warm_up, lag = min(stages - 1 - stage, microbatches), min(stage, microbatches)
+        row = [Action(stage, "F", k) for k in range(warm_up)]
+        for k in range(microbatches):
+            if k + warm_up < microbatches:
+                row.append(Action(stage, "F", k + warm_up))
+            row.append(Action(stage, "I", k))
+            if k >= lag:
+                row.append(Action(stage, "W", k - lag))
+        row += [Action(stage, "W", k) for k in range(microbatches - lag, microbatches)]
+        rows.append(row)
+    return from_rows("ZeroBubbleH1", rows)
+
+
+def zero_bubble(
+    stages: int,
+    microbatches: int,
+    forward: float | Sequence[float] = 1.0,
+    input_grad: float | Sequence[float] = 1.0,
+    weight_grad: float | Sequence[float] = 1.0,
+    memory_cap: int | None = None,
+    communication: float = 0.0,
+) -> Schedule:
+    """Split backward, the order searched for these durations (one number, or one per stage).
+
+    No rank ever holds more than `memory_cap` microbatches between F and W; the default is what 1F1B holds at most
+    (`stages`). More memory shortens the step, down to (stages - 1) * (forward + communication) of bubble.
+    """
+    _positive(stages, microbatches)
+    cap = stages if memory_cap is None else memory_cap
+    if cap < 1:
+        raise ValueError(f"memory_cap is {cap}: a rank has to hold at least 1 microbatch")
+    return search.best(microbatches, durations(stages, forward, input_grad, weight_grad), communication, cap)
+
+
+def forwards(placement: Sequence[int], microbatches: int) -> Schedule:
+    """Forwards alone, for evaluation and generation under any placement of stages (not for `check`).
+
+    Ordered as a wave: stage + microbatch is the time it would run in lockstep, so no order of waiting can be a circle.
+    """
+    rows: list[list[Action]] = [[] for _ in range(max(placement) + 1)]
+    wave = sorted((stage + k, -stage, k) for stage in range(len(placement)) for k in range(microbatches))
+    for _, negative_stage, k in wave:
+        rows[placement[-negative_stage]].append(Action(-negative_stage, "F", k))
+    return from_rows("Forwards", rows)
+
+
+def _positive(stages: int, microbatches: int) -> None:
+    if stages < 1 or microbatches < 1:
+        raise ValueError(f"a schedule takes at least 1 stage and 1 microbatch, not {stages} and {microbatches}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print every schedule for the given sizes (default 4 stages, 8 microbatches)."""
+    stages, microbatches = map(int, arguments) if arguments else (4, 8)
+    for schedule in (
+        accumulate(microbatches),
+        gpipe(stages, microbatches),
+        one_f_one_b(stages, microbatches),
+        zero_bubble_h1(stages, microbatches),
+        zero_bubble(stages, microbatches),
+    ):
+        print(f"{schedule.name}\n{draw(schedule)}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
