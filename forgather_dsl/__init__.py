@@ -1,1 +1,58 @@
-"""forgather_dsl: experiments as Python classes, pipeline parallelism for consumer GPUs, models that stand alone."""
+"""forgather_dsl: experiments as Python classes, pipeline parallelism for consumer GPUs, models that stand alone.
+
+    from forgather_dsl import Experiment, Llama, Trainer, patch
+
+The public names are loaded when they are first used; none of them imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import dsl, specs
+    from .dsl import (
+        REQUIRED,
+        ConfigError,
+        Cycle,
+        Factory,
+        Lazy,
+        build,
+        call,
+        derived,
+        diff,
+        explain,
+        graph,
+        load,
+        override,
+        patch,
+        replace,
+        snapshot,
+        swap,
+    )
+    from .errors import UserError
+    from .runs.run import Run
+    from .specs import *  # noqa: F403
+    from .train.trainer import Trainer
+
+__version__ = "0.1.0"
+
+_PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name], __name__), name)
+    if not name.startswith("_"):
+        for place in ("specs", "dsl"):
+            module = importlib.import_module(f".{place}", __name__)
+            if name == place:
+                return module
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES, *importlib.import_module(".specs", __name__).__all__})

@@ -1,0 +1,116 @@
+"""Text sources and tokenizers as types. A source says where documents come from and which of them are held out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import attrs
+
+from ..dsl import REQUIRED, Lazy, derived
+from .validators import at_least, fraction
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+Split = Literal["train", "held_out", "all"]
+
+
+def _paths(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+class Source(Lazy[T], abstract=True):
+    """Documents of text. A document is held out by the hash of its text, so no copy of it is trained on."""
+
+    held_out: float = attrs.field(default=0.02, validator=fraction)
+    split: Split = "train"
+
+
+class Stdlib(Source["forgather_dsl.data.sources.Stdlib"]):
+    """Python's own library source, about 450 files and 9 MB: real text on every machine, nothing to download."""
+
+    held_out = 0.05
+
+
+class TextFiles(Source["forgather_dsl.data.sources.TextFiles"]):
+    """Text files, folders or glob patterns; a file is a document unless `separator` cuts it."""
+
+    paths: tuple[str, ...] = attrs.field(default=REQUIRED, converter=_paths)
+    encoding: str = "utf-8"
+    separator: str | None = None
+
+
+class JsonLines(Source["forgather_dsl.data.sources.JsonLines"]):
+    """One JSON object a line, the text in `field`; `.gz` is read too."""
+
+    paths: tuple[str, ...] = attrs.field(default=REQUIRED, converter=_paths)
+    field: str = "text"
+
+
+class Parquet(Source["forgather_dsl.data.sources.Parquet"]):
+    """Parquet files, the text in column `field`."""
+
+    paths: tuple[str, ...] = attrs.field(default=REQUIRED, converter=_paths)
+    field: str = "text"
+
+
+class HF(Source["forgather_dsl.data.sources.HF"]):
+    """A dataset of the Hugging Face hub, or a local folder that `datasets` reads."""
+
+    path: str = REQUIRED
+    name: str | None = None  # the hub's configuration name
+    field: str = "text"
+    subset_split: str = "train"  # the split as the hub names it
+    streaming: bool = False
+
+
+class Tokenizer(Lazy[T], abstract=True):
+    """Text to token ids and back, with one id for the document boundary."""
+
+    vocab_size: int = attrs.field(default=REQUIRED, validator=at_least(1))
+
+
+class TrainedBPE(Tokenizer["forgather_dsl.data.tokenizers.TrainedBPE"]):
+    """Byte-level BPE trained on a sample of the training text, once, and cached."""
+
+    vocab_size = attrs.field(default=4096, validator=at_least(258))
+    source: Source = REQUIRED
+    sample_bytes: int = attrs.field(default=1_000_000, validator=at_least(1))
+
+
+class TokenizerFile(Tokenizer["forgather_dsl.data.tokenizers.TokenizerFile"]):
+    """A `tokenizer.json`."""
+
+    path: str = REQUIRED
+    eos: str | None = None  # the document boundary; None: the usual names are tried
+
+    @derived
+    def vocab_size(self) -> int:
+        """As the file says."""
+        from ..data.tokenizers import count_tokens
+
+        return count_tokens(self.path)
+
+
+class HFTokenizer(Tokenizer["forgather_dsl.data.tokenizers.HFTokenizer"]):
+    """A tokenizer of the hub or of a local folder. Of the hub, `vocab_size` has to be said: nothing is fetched to plan."""
+
+    path: str = REQUIRED
+    eos: str | None = None
+
+    @derived
+    def vocab_size(self) -> int:
+        """As the folder says."""
+        from ..data.tokenizers import count_tokens
+
+        return count_tokens(self.path)
+
+
+class Bytes(Tokenizer["forgather_dsl.data.tokenizers.Bytes"]):
+    """The 256 bytes and a boundary."""
+
+    @derived
+    def vocab_size(self) -> int:
+        """Fixed."""
+        return 257

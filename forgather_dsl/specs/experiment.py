@@ -1,0 +1,120 @@
+"""Experiment: everything a training run is. Subclass it and write only what changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ..dsl import Lazy, derived, replace
+from .data import Source, Stdlib, Tokenizer, TrainedBPE
+from .logging import Checkpoints, Console, Logger, Sampling
+from .model import Llama, Model
+from .parallel import Parallel, Pipeline, Single
+from .training import (
+    AdamW,
+    BF16Mixed,
+    CrossEntropy,
+    Loss,
+    LRSchedule,
+    NoRecompute,
+    Optimizer,
+    Precision,
+    Recompute,
+    WarmupCosine,
+)
+from .validators import at_least, positive
+
+if TYPE_CHECKING:
+    pass
+
+
+class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
+    """A training run as a value. `build` makes a Trainer of it; `python -m forgather_dsl run file.py:Class` trains it."""
+
+    __root__ = True
+
+    seq_len: int = attrs.field(default=256, validator=at_least(1))  # tokens
+    batch_size: int = attrs.field(default=8, validator=at_least(1))  # sequences per optimizer step, over everything
+    steps: int | None = attrs.field(default=None, validator=at_least(1))  # the first of steps,
+    tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens
+    seconds: float | None = attrs.field(default=None, validator=positive)  # and seconds to be reached ends the run
+    seed: int = attrs.field(default=0, validator=at_least(0))
+    data: Source = Stdlib()
+    isolate_documents: bool = False  # attention does not cross document boundaries
+    optimizer: Optimizer = AdamW()
+    lr_schedule: LRSchedule = WarmupCosine()
+    clip_norm: float | None = attrs.field(default=1.0, validator=positive)
+    precision: Precision = BF16Mixed()
+    hardware: str = "auto"  # "4x24GB", "24GB+12GB", or what is here
+    parallel: Parallel = Single()
+    recompute: Recompute = NoRecompute()
+    loss: Loss = CrossEntropy()
+    log_every: int = attrs.field(default=10, validator=at_least(1))  # steps, as the next three
+    eval_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: at the end
+    save_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: at the end
+    sample_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: before and after
+    sampling: Sampling | None = Sampling()
+    checkpoints: Checkpoints = Checkpoints()
+    loggers: tuple[Logger, ...] = (Console(),)
+
+    @derived
+    def microbatch_size(self) -> int:
+        """Sequences per forward pass; the number of microbatches follows, on one process as in a pipeline."""
+        return self.batch_size
+
+    @derived
+    def eval_data(self) -> Source | None:
+        """The held-out documents of the training data; None to do without."""
+        return replace(self.data, split="held_out") if self.data.held_out and self.data.split == "train" else None
+
+    @derived
+    def tokenizer(self) -> Tokenizer:
+        """A small BPE of the training text; one object for everything that needs it."""
+        return TrainedBPE(source=self.data)
+
+    @derived
+    def model(self) -> Model:
+        """A Llama of the tokenizer's vocabulary, its sizes left to subclasses: `model = patch(Llama, dim=...)`."""
+        return Llama(vocab_size=self.tokenizer.vocab_size)
+
+    def __check__(self) -> Any:
+        if self.batch_size % self.microbatch_size:
+            yield (
+                "microbatch_size",
+                f"batch_size {self.batch_size} is not a multiple of microbatch_size {self.microbatch_size}; "
+                f"write one of {divisors(self.batch_size)}",
+            )
+        if self.steps is None and self.tokens is None and self.seconds is None:
+            yield "steps", "nothing ends this run; write steps = 1000, tokens = ... or seconds = ..."
+        if self.model.vocab_size < self.tokenizer.vocab_size:
+            yield (
+                "model.vocab_size",
+                f"{self.model.vocab_size} is smaller than the tokenizer's {self.tokenizer.vocab_size}; "
+                f"write vocab_size={self.tokenizer.vocab_size}, or patch(Llama, ...) to keep what the base passes down",
+            )
+        yield from self.__check_stages__()
+
+    def __check_stages__(self) -> Any:
+        parallel, layers = self.parallel, self.model.num_layers
+        if not isinstance(parallel, Pipeline):
+            return
+        if parallel.stages > layers:
+            yield "parallel.stages", f"{parallel.stages} stages for {layers} layers; every stage needs one"
+        if parallel.cuts is not None and sum(parallel.cuts) != layers:
+            yield "parallel.cuts", f"{parallel.cuts} adds up to {sum(parallel.cuts)}, the model has {layers} layers"
+
+
+def divisors(number: int) -> str:
+    """The numbers that divide `number`, for a message."""
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def world_size(experiment: Experiment) -> int:
+    """How many ranks an experiment runs on."""
+    return experiment.parallel.stages if isinstance(experiment.parallel, Pipeline) else 1
+
+
+def num_microbatches(experiment: Experiment) -> int:
+    """Microbatches per step."""
+    return experiment.batch_size // experiment.microbatch_size

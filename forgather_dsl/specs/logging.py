@@ -1,0 +1,38 @@
+"""What a run tells while it trains, and what it keeps: loggers, samples of text, checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from ..dsl import Lazy
+from .validators import at_least
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+
+class Logger(Lazy[T], abstract=True):
+    """Gets each record of `metrics.jsonl` as a dict: an object with `log(record)` and `close()`, made on rank 0."""
+
+
+class Console(Logger["forgather_dsl.train.console.Console"]):
+    """A progress line on a terminal, plain lines elsewhere."""
+
+
+class Sampling(Lazy[Any]):
+    """Text written by the model before, during and after training."""
+
+    prompt: str = "def "
+    max_new_tokens: int = attrs.field(default=64, validator=at_least(1))
+    temperature: float = attrs.field(default=0.7, validator=attrs.validators.ge(0.0))  # 0: the likeliest token
+    top_k: int | None = attrs.field(default=50, validator=at_least(1))
+
+
+class Checkpoints(Lazy[Any]):
+    """Which checkpoints stay on disk."""
+
+    keep_last: int = attrs.field(default=2, validator=attrs.validators.ge(1))

@@ -1,0 +1,62 @@
+"""Where the work runs: one process, or a pipeline of stages under a schedule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from ..dsl import Lazy
+from .validators import at_least
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+
+class Schedule(Lazy[T], abstract=True, runtime=("stages", "microbatches")):
+    """The order in which each rank runs the forward and backward passes of its stages."""
+
+
+class GPipe(Schedule["forgather_dsl.plan.schedules.gpipe"]):
+    """All forwards, then all backwards: simple, and every microbatch's activations are live (https://arxiv.org/abs/1811.06965)."""
+
+
+class OneFOneB(Schedule["forgather_dsl.plan.schedules.one_f_one_b"]):
+    """One forward, one backward in turn: at most as many live microbatches as stages (https://arxiv.org/abs/1806.03377)."""
+
+
+class ZeroBubbleH1(Schedule["forgather_dsl.plan.schedules.zero_bubble_h1"]):
+    """Split backward: weight gradients fill the bubble at the memory of 1F1B (https://arxiv.org/abs/2401.10241)."""
+
+
+class ZeroBubble(Schedule["forgather_dsl.plan.schedules.zero_bubble"]):
+    """Split backward, the order found by a search under a cap on live microbatches."""
+
+    forward: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))  # relative cost of F, I and W
+    input_grad: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    weight_grad: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    memory_cap: int | None = attrs.field(default=None, validator=at_least(1))  # live microbatches; None: the stages
+
+
+class Parallel(Lazy[Any], abstract=True):
+    """How one step is spread over ranks."""
+
+
+class Single(Parallel):
+    """One process."""
+
+
+class Pipeline(Parallel):
+    """The layers cut into stages, one rank each, that pass microbatches on."""
+
+    stages: int = attrs.field(default=2, validator=at_least(1))
+    schedule: Schedule = OneFOneB()
+    cuts: tuple[int, ...] | None = None  # layers of each stage; None: balanced by cost
+
+    def __check__(self) -> Any:
+        if self.cuts is not None and len(self.cuts) != self.stages:
+            yield "cuts", f"{len(self.cuts)} numbers for {self.stages} stages; give one number of layers for each stage"
+        if self.cuts is not None and any(n < 1 for n in self.cuts):
+            yield "cuts", f"{self.cuts}: every stage needs a layer"

@@ -1,0 +1,102 @@
+"""How parameters are updated: optimizers, learning-rate schedules, precision, loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from ..dsl import Lazy
+from .validators import at_least, fraction, positive, share
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+
+class Optimizer(Lazy[T], abstract=True, runtime=("params",)):
+    """Built with groups of named parameters; weight decay is for matrices, not for norms and biases."""
+
+    lr: float = attrs.field(default=3e-4, validator=positive)
+    weight_decay: float = attrs.field(default=0.1, validator=attrs.validators.ge(0.0))
+
+
+class AdamW(Optimizer["torch.optim.AdamW"]):
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = attrs.field(default=1e-8, validator=positive)
+
+
+class Muon(Optimizer["forgather_dsl.train.optimizers.MuonAdamW"]):
+    """Momentum made orthogonal for the matrices of the layers (torch.optim.Muon), AdamW for everything else."""
+
+    lr = 0.02
+    momentum: float = attrs.field(default=0.95, validator=fraction)
+    nesterov: bool = True
+    ns_steps: int = attrs.field(default=5, validator=at_least(1))
+    adamw_lr: float = attrs.field(default=3e-3, validator=positive)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = attrs.field(default=1e-8, validator=positive)
+
+
+class LRSchedule(Lazy[T], abstract=True):
+    """A factor on every group's learning rate, over the progress of the run (0 to 1)."""
+
+
+class Constant(LRSchedule["forgather_dsl.train.lr.Constant"]):
+    """Warm up, then stay."""
+
+    warmup: float = attrs.field(default=0.0, validator=share)
+
+
+class WarmupCosine(LRSchedule["forgather_dsl.train.lr.WarmupCosine"]):
+    """Linear warm-up, then half a cosine down to `final` (https://arxiv.org/abs/1608.03983)."""
+
+    warmup: float = attrs.field(default=0.02, validator=share)  # share of the run
+    final: float = attrs.field(default=0.1, validator=share)  # of the peak
+
+
+class WarmupStableDecay(LRSchedule["forgather_dsl.train.lr.WarmupStableDecay"]):
+    """Linear warm-up, a plateau, a linear decay over the last `decay` of the run (https://arxiv.org/abs/2404.06395)."""
+
+    warmup: float = attrs.field(default=0.02, validator=share)
+    decay: float = attrs.field(default=0.2, validator=share)
+    final: float = attrs.field(default=0.0, validator=share)
+
+    def __check__(self) -> Any:
+        if self.warmup + self.decay > 1:
+            yield "decay", f"warm-up {self.warmup} and decay {self.decay} together exceed the run"
+
+
+class Precision(Lazy[T], abstract=True):
+    """In which number format parameters are kept and computed with."""
+
+
+class FP32(Precision["forgather_dsl.train.precision.FP32"]):
+    """Everything in 32 bits."""
+
+
+class BF16Mixed(Precision["forgather_dsl.train.precision.BF16Mixed"]):
+    """Parameters in 32 bits, matrix products in bfloat16 where the device is fast at them; on CPU this is FP32."""
+
+
+class Loss(Lazy[T], abstract=True):
+    """From logits and targets to a sum over valid tokens; the trainer divides by their global number."""
+
+
+class CrossEntropy(Loss["forgather_dsl.train.loss.CrossEntropy"]):
+    """Negative log likelihood of the next token, in fp32."""
+
+
+class Recompute(Lazy[Any], abstract=True):
+    """Which activations a stage computes again in the backward pass instead of keeping them."""
+
+
+class NoRecompute(Recompute):
+    """Keep everything."""
+
+
+class FullRecompute(Recompute):
+    """Keep each layer's input only (activation checkpointing)."""
