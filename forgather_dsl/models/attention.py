@@ -1,0 +1,210 @@
+"""Causal self-attention through torch's SDPA, and the Context that all layers of one forward share.
+
+A Context hands out masks on demand, one per (keys, window), as numbers to add in the dtype of the scores: SDPA would
+turn a boolean mask into such a copy in every layer and keep each of them for backward. Plain causal attention and
+decoding token by token need no mask at all.
+Dimensions: B batch, S new tokens, K keys (cached and new), H query heads, G key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from forgather_dsl.models.cache import KVCache
+from forgather_dsl.models.rope import Tables, rotate
+
+
+class Context:
+    """What the layers share in one forward of the positions `offset .. offset + length`.
+
+    `rope` holds the tables of these positions, or None; `documents [batch, length]` ids that attention never crosses,
+    or None.
+    """
+
+    def __init__(
+        self,
+        rope: Tables | None,
+        length: int,
+        offset: int,
+        documents: torch.Tensor | None,
+        device: torch.device | str,
+    ) -> None:
+        self.rope = rope
+        self.length = length
+        self.offset = offset
+        self.documents = documents
+        self.device = device
+        self._masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = {}
+
+    def mask(self, num_keys: int, window: int | None, dtype: torch.dtype) -> tuple[torch.Tensor | None, bool]:
+        """SDPA's `(attn_mask, is_causal)` for the last `num_keys` positions as keys, each query seeing `window` of them.
+
+        The mask is None where none is needed, else 0 and -inf of `dtype`, `[S, K]`, or `[B, 1, S, K]` with documents.
+        Raises `ValueError` when the keys are not those of the positions up to `offset + length`.
+        """
+        if num_keys > self.offset + self.length:
+            raise ValueError(
+                f"the cache holds {num_keys - self.length} tokens, but this forward starts at position {self.offset}: "
+                "pass offset=cache.length, or a new KVCache()"
+            )
+        if self.documents is None and (window is None or window >= num_keys):
+            if num_keys == self.length:
+                return None, True
+            if self.length == 1:
+                return None, False
+        key = (num_keys, window, dtype)
+        if key not in self._masks:
+            allowed = self._allowed(num_keys, window)
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+            self._masks[key] = mask.masked_fill_(~allowed, float("-inf"))
+        return self._masks[key], False
+
+    def _allowed(self, num_keys: int, window: int | None) -> torch.Tensor:
+        """Which keys each query may see, bool."""
+        keys = torch.arange(num_keys, device=self.device)  # counted from the first key, as the queries below
+        queries = keys[num_keys - self.length :, None]
+        allowed = keys <= queries
+        if window is not None:
+            allowed &= keys > queries - window
+        if self.documents is None:
+            return allowed
+        if num_keys != self.length:
+            raise ValueError(
+                f"documents name the {self.length} new tokens, not the {num_keys - self.length} cached ones: with a "
+                "cache, give each document a row of its own and pass documents=None"
+            )
+        same = self.documents[:, :, None] == self.documents[:, None, :]
+        return (same & allowed)[:, None]
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal attention whose `num_heads` query heads share `num_kv_heads` key/value heads (arXiv:2305.13245).
+
+    `bias` is that of the query, key and value projections, `output_bias` that of the output; `qk_norm`, called as
+    `qk_norm(dim=head_dim)`, normalises each head's queries and keys before rotation (Qwen 3), None for none;
+    `dropout` drops attention weights. `layer_index` counts over the whole model.
+    Raises `ValueError` when the heads do not divide or `dropout` is no probability.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        layer_index: int,
+        bias: bool,
+        output_bias: bool,
+        qk_norm: Callable[..., nn.Module] | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+            raise ValueError(
+                f"num_heads={num_heads} query heads cannot share num_kv_heads={num_kv_heads} key/value heads evenly: "
+                f"write num_kv_heads as one of {divisors}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is a probability: write 0 <= dropout < 1")
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.layer_index = layer_index
+        self.dropout = dropout
+        self.window: int | None = None
+        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=output_bias)
+        self.q_norm = None if qk_norm is None else qk_norm(dim=head_dim)
+        self.k_norm = None if qk_norm is None else qk_norm(dim=head_dim)
+
+    def forward(self, x: torch.Tensor, context: Context, cache: KVCache | None) -> torch.Tensor:
+        """`x [B, S, dim]` to `[B, S, dim]`; with a cache, its tokens are keys too, and it grows by S."""
+        batch, length, _ = x.shape
+        q = self.q_proj(x).view(batch, length, self.num_heads, self.head_dim)
+        k = self.k_proj(x).view(batch, length, self.num_kv_heads, self.head_dim)
+        v = self.v_proj(x).view(batch, length, self.num_kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, D]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.rope is not None:
+            q, k = rotate(q, context.rope), rotate(k, context.rope)
+        q = q.transpose(1, 2).to(v.dtype)  # under autocast a norm leaves fp32 behind
+        k = k.transpose(1, 2).to(v.dtype)
+        if cache is not None:
+            k, v = cache.update(self.layer_index, k, v)
+            if self.window is not None:  # what no query can see: views, nothing is copied
+                reach = self.window + length - 1
+                k, v = k[:, :, -reach:], v[:, :, -reach:]
+        mask, is_causal = context.mask(k.shape[2], self.window, q.dtype)
+        grouped = self.num_heads != self.num_kv_heads
+        if grouped and not _attends_groups(q, mask):
+            k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+            v = v.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+            grouped = False
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+            enable_gqa=grouped,
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
+
+
+class SlidingWindow(GroupedQueryAttention):
+    """`GroupedQueryAttention` in which a token sees the last `window` tokens, itself included (Mistral, 2310.06825).
+
+    Raises `ValueError` as `GroupedQueryAttention` does, and when `window` is not positive.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        layer_index: int,
+        bias: bool,
+        output_bias: bool,
+        qk_norm: Callable[..., nn.Module] | None,
+        dropout: float,
+        window: int,
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            layer_index=layer_index,
+            bias=bias,
+            output_bias=output_bias,
+            qk_norm=qk_norm,
+            dropout=dropout,
+        )
+        if window < 1:
+            raise ValueError(f"window={window} tokens leaves nothing to attend to: write window >= 1 (Mistral: 4096)")
+        self.window = window
+
+
+def _attends_groups(q: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether SDPA shares key/value heads without copies, and without its fallback that writes out all scores.
+
+    On CUDA that takes flash attention: no mask, 16-bit numbers, head_dim <= 256, compute capability 8 or above
+    (github.com/huggingface/transformers/issues/48633, github.com/Comfy-Org/ComfyUI/pull/15135).
+    """
+    if not q.is_cuda:
+        return True
+    return (
+        mask is None
+        and q.dtype != torch.float32
+        and q.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    )

@@ -1,0 +1,150 @@
+"""First weights: a model and a seed in, every parameter filled in place.
+
+A value depends on the seed and the parameter's full name alone: each tensor is drawn by a generator of its own, on the
+CPU and in fp32, then copied to where the parameter lives. So a model cut into stages starts with the same numbers as
+the whole one. Linear and embedding weights follow `model.init`; other modules bring a `reset_parameters`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+_RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # what a layer adds to the residual stream
+
+
+class NormalInit:
+    """Normal values of mean 0 and standard deviation `std`.
+
+    With `depth_scaled`, weights of `o_proj` and `down_proj` have `std / sqrt(2 * num_layers)`, so that the sum of all
+    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3). Raises `ValueError` unless `std > 0`.
+    """
+
+    def __init__(self, std: float, depth_scaled: bool) -> None:
+        if std <= 0:
+            raise ValueError(
+                f"std={std} would start all weights equal: write a small positive number, such as std=0.02"
+            )
+        self.std = std
+        self.depth_scaled = depth_scaled
+
+    def draw(self, name: str, shape: torch.Size, num_layers: int, generator: torch.Generator) -> torch.Tensor:
+        """The values of the weight called `name` (such as `model.layers.0.mlp.up_proj.weight`), fp32 on the CPU."""
+        std = self.std
+        if self.depth_scaled and name.split(".")[-2] in _RESIDUAL_OUTPUTS:
+            std /= math.sqrt(2 * num_layers)
+        return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(model: Any, seed: int, device: torch.device | str | None = None) -> None:
+    """Fill every parameter of `model`, or of the part of it that is not None; first move it to `device` if given.
+
+    Linear and embedding weights come from `model.init.draw`, their biases are 0. Any other module (and every module
+    of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
+    its name. Tied weights are drawn once, under the embedding's name.
+    Raises `ValueError` for what would be left unfilled: a parameter on the meta device, a module without
+    `reset_parameters`; and for a `reset_parameters` that spans the layers, which a pipeline stage holds only in part.
+    """
+    init = getattr(model, "init", None)
+    _check_fillable(model, init is not None)
+    _place(model, device)
+    tie_weights(model)
+    owners = tied_names(model)
+    drawn: set[str] = set()
+    for path, module in reversed(list(model.named_modules())):  # children come before what holds them
+        if init is None or not _is_plain(module):
+            if hasattr(module, "reset_parameters"):
+                _reset(module, _generator_seed(seed, path))
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            name = owners.get(f"{path}.{key}", f"{path}.{key}")
+            if key == "bias":
+                parameter.zero_()
+            elif name not in drawn:
+                drawn.add(name)
+                generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
+                parameter.copy_(init.draw(name, parameter.shape, len(model.layers), generator))
+
+
+def tie_weights(model: Any) -> None:
+    """Make the head's weight the embedding's Parameter again, if the model is tied and holds both.
+
+    Needed after `to_empty`, which gives each of the two a Parameter of its own.
+    """
+    if getattr(model, "tied", False) and model.embed is not None and model.head is not None:
+        model.head.weight = model.embed.weight
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """The names in `model` that stand for the Parameter of another name, also where a stage holds one of them only.
+
+    Raises `ValueError` when a tied model has no `tied_weights`.
+    """
+    if not getattr(model, "tied", False):
+        return {}
+    if not hasattr(model, "tied_weights"):
+        raise ValueError(
+            f"{type(model).__name__} is tied but does not name its tied weights: give it a property tied_weights, such "
+            'as {"lm_head.weight": "model.embed_tokens.weight"} (the head\'s name, then the embedding\'s)'
+        )
+    return model.tied_weights
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """A linear or embedding layer, or a subclass that does not bring its own first weights."""
+    return (isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters) or (
+        isinstance(module, nn.Embedding) and type(module).reset_parameters is nn.Embedding.reset_parameters
+    )
+
+
+def _generator_seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
+
+
+def _place(model: nn.Module, device: torch.device | str | None) -> None:
+    meta = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if device is not None:
+        model.to_empty(device=device) if meta else model.to(device)
+    elif meta:
+        raise ValueError(
+            f"{meta[0]} (of {len(meta)} tensors) is on the meta device and has no memory to fill: write "
+            "initialise(model, seed, device=...), or call model.to_empty(device=...) first"
+        )
+
+
+def _check_fillable(model: Any, has_init: bool) -> None:
+    resetting: list[str] = []
+    for path, module in model.named_modules():
+        if has_init and _is_plain(module):
+            continue
+        if hasattr(module, "reset_parameters"):
+            if any(child is model.layers for child in module.modules()):
+                raise ValueError(
+                    f"{type(module).__name__}.reset_parameters would fill all layers at once, but a pipeline stage "
+                    "holds only some of them: move it into the modules that own the parameters"
+                )
+            resetting.append(path)
+        owned = [key for key, _ in module.named_parameters(recurse=False)]
+        owned += [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        if owned and not any(path == above or path.startswith(f"{above}.") for above in resetting):
+            raise ValueError(
+                f"nothing fills {f'{path}.{owned[0]}'.lstrip('.')}: give {type(module).__name__} a method "
+                "reset_parameters() that sets its parameters and buffers"
+            )
+
+
+def _reset(module: Any, generator_seed: int) -> None:
+    """Run `reset_parameters` on a copy of the module in fp32 on the CPU, as GPUs draw other numbers; copy the results."""
+    scratch = copy.deepcopy(module).to("cpu").float()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator_seed)  # torch.manual_seed would reseed the GPUs too
+        scratch.reset_parameters()
+    filled = dict(scratch.named_parameters()) | dict(scratch.named_buffers())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.copy_(filled[name])

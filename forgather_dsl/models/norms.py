@@ -1,0 +1,74 @@
+"""Normalisation layers over the last dimension: a size and an epsilon in, a module `[..., dim] -> [..., dim]` out.
+
+Both call torch's fused functions, which compute in fp32 inside whatever the dtype of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x**2) + eps) * weight` over the last dimension (Zhang and Sennrich, arXiv:1910.07467).
+
+    Raises `ValueError` when `dim` or `eps` is not positive.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        _check(dim, eps)
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scale 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., dim]` to `[..., dim]`."""
+        return F.rms_norm(x, (self.dim,), self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """The sizes, for `print(model)`."""
+        return f"{self.dim}, eps={self.eps}"
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension (Ba et al., arXiv:1607.06450).
+
+    Raises `ValueError` when `dim` or `eps` is not positive.
+    """
+
+    def __init__(self, dim: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        _check(dim, eps)
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scale 1, shift 0."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., dim]` to `[..., dim]`."""
+        return F.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """The sizes, for `print(model)`."""
+        return f"{self.dim}, eps={self.eps}, bias={self.bias is not None}"
+
+
+def _check(dim: int, eps: float) -> None:
+    if dim < 1:
+        raise ValueError(f"a norm over dim={dim} features is empty: write dim >= 1")
+    if eps <= 0:
+        raise ValueError(f"eps={eps} would divide a zero row by zero: write a small positive number, such as eps=1e-5")
