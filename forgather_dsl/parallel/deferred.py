@@ -1,0 +1,187 @@
+"""Linear and embedding layers whose backward returns the input gradient and owes the weight gradient.
+
+`defer(module)` turns every plain nn.Linear and nn.Embedding inside into its deferred form, in place: names, Parameters
+and hooks stay. Their weight gradients go to one `WeightGradients`: straight into `.grad` during a full backward (B), or
+queued during a backward for inputs (I) and run later (W), by the same calls, so that the bits do not depend on the
+schedule. Every other module computes its gradient in I, exactly. After zero bubble (Qi et al., arXiv 2401.10241).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.autograd.function import Function, once_differentiable
+
+__all__ = ["DeferredEmbedding", "DeferredLinear", "WeightGradients", "defer"]
+
+Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
+"""Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
+
+
+class WeightGradients:
+    """What the backward of one stage owes its weights, and its weights in the dtype of autocast."""
+
+    def __init__(self) -> None:
+        self.deferring = False
+        self.owed: Owed = deque()
+        self._casts: dict[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, accumulate: Callable[..., None], *arguments: Any) -> None:
+        """Run `accumulate(*arguments)` now, or queue it while `deferring`."""
+        if self.deferring:
+            self.owed.append((accumulate, arguments))
+        else:
+            accumulate(*arguments)
+
+    def take(self) -> Owed:
+        """Hand over what one backward has queued; for `settle`."""
+        owed, self.owed = self.owed, deque()
+        return owed
+
+    @staticmethod
+    def settle(owed: Owed) -> None:
+        """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done."""
+        while owed:
+            accumulate, arguments = owed.popleft()
+            accumulate(*arguments)
+            del arguments
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """While weights do not change: cast each to the dtype of autocast once, not once per microbatch."""
+        self.deferring, self.owed, self._casts = False, deque(), {}
+        try:
+            yield
+        finally:
+            self._casts = None
+
+    def cast(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`parameter` in `dtype`, outside the graph; itself when it has that dtype."""
+        if parameter.dtype == dtype:
+            return parameter
+        if self._casts is None:
+            return parameter.detach().to(dtype)
+        if parameter not in self._casts:
+            self._casts[parameter] = parameter.detach().to(dtype)
+        return self._casts[parameter]
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """`.grad`, zero at first: adding the first microbatch to zero is the same call as adding the others."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+# All three run under no_grad: the queued activations still require grad, and without it `.grad` would join the graph
+# and keep every microbatch alive.
+@torch.no_grad()
+def _accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
+    """`weight.grad [out, in] += grad_output^T x`. Under autocast the product is taken in bf16, the sum in fp32."""
+    gradient, x, grad_output = _gradient(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
+    if gradient.dtype == x.dtype:
+        gradient.addmm_(grad_output.t(), x)  # one GEMM that adds: no temporary, no second pass
+    else:
+        gradient.add_(grad_output.t() @ x)
+
+
+@torch.no_grad()
+def _accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
+    _gradient(bias).add_(grad_output.flatten(0, -2).sum(0, dtype=bias.dtype))
+
+
+@torch.no_grad()
+def _accumulate_embedding(weight: torch.Tensor, ids: torch.Tensor, grad_output: torch.Tensor) -> None:
+    """Rows are added one by one; on CUDA their order is fixed only by torch.use_deterministic_algorithms(True)."""
+    _gradient(weight).index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(weight.dtype))
+
+
+class _Linear(Function):
+    # `weight` and `bias` are inputs so that the output requires grad and needs_input_grad knows the frozen ones. They
+    # stay plain attributes of ctx: a Parameter from saved_tensors is a detached copy under activation checkpointing
+    # or offload hooks, and its gradient would be thrown away.
+    @staticmethod
+    def forward(ctx, x, weight, bias, cast_weight, cast_bias, gradients):
+        ctx.weight, ctx.bias, ctx.cast_weight, ctx.gradients = weight, bias, cast_weight, gradients
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(x)
+        return F.linear(x, cast_weight, cast_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):  # type: ignore[override]
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if needs_weight:
+            ctx.gradients.add(_accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
+        if needs_bias:
+            ctx.gradients.add(_accumulate_bias, ctx.bias, grad_output)
+        return (grad_output @ ctx.cast_weight if needs_x else None), None, None, None, None, None
+
+
+class _Embedding(Function):
+    @staticmethod
+    def forward(ctx, ids, weight, gradients):
+        ctx.weight, ctx.gradients = weight, gradients
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(ids)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):  # type: ignore[override]
+        if ctx.needs_input_grad[1]:
+            ctx.gradients.add(_accumulate_embedding, ctx.weight, *ctx.saved_tensors, grad_output)
+        return None, None, None
+
+
+class DeferredLinear(nn.Linear):
+    """nn.Linear that adds its weight gradient through `gradients`. Same results; autocast is followed."""
+
+    gradients: WeightGradients
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`input [..., in]` to `[..., out]`."""
+        weight, bias, device = self.weight, self.bias, input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        cast_weight = self.gradients.cast(weight, dtype)
+        cast_bias = None if bias is None else self.gradients.cast(bias, dtype)
+        if dtype != weight.dtype:
+            input = input.to(dtype)
+        return _Linear.apply(input, weight, bias, cast_weight, cast_bias, self.gradients)  # type: ignore[return-value]
+
+
+class DeferredEmbedding(nn.Embedding):
+    """nn.Embedding that adds its weight gradient, row by row, through `gradients`."""
+
+    gradients: WeightGradients
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Ids `[...]` to `[..., dim]`."""
+        return _Embedding.apply(input, self.weight, self.gradients)  # type: ignore[return-value]
+
+
+def defer(module: nn.Module) -> WeightGradients:
+    """Turn the linear and embedding layers of `module` into their deferred forms, in place; one queue for all.
+
+    Subclasses of them, and embeddings with padding_idx, max_norm, sparse or scale_grad_by_freq, are left alone: their
+    gradients are computed by autograd, in I.
+    """
+    gradients = WeightGradients()
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = DeferredLinear
+        elif type(layer) is nn.Embedding and _is_plain(layer):
+            layer.__class__ = DeferredEmbedding
+        if isinstance(layer, (DeferredLinear, DeferredEmbedding)):
+            layer.gradients = gradients
+    return gradients
+
+
+def _is_plain(layer: nn.Embedding) -> bool:
+    return not (layer.sparse or layer.scale_grad_by_freq) and layer.max_norm is None and layer.padding_idx is None

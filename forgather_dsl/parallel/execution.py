@@ -1,0 +1,148 @@
+"""One run of one rank's actions: what each letter of a schedule does, and what is alive meanwhile.
+
+In: the actions, the stages, the messages, tokens per microbatch, and how a microbatch goes forward through a stage.
+Out: outputs of the last stage per microbatch, seconds per action. An action's clock starts when its input is there,
+so waiting counts as bubble. Raises RuntimeError naming what is left over at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forgather_dsl.parallel.deferred import Owed, WeightGradients
+from forgather_dsl.parallel.messages import Message, Messages
+from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.plan.schedules import Action
+
+__all__ = ["Execution", "Timing"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one rank did during a step: seconds per action, and of the whole."""
+
+    actions: dict[Action, float]
+    span: float
+    """From entering the step to having nothing left to do."""
+
+    @property
+    def busy(self) -> float:
+        """Seconds spent in actions."""
+        return sum(self.actions.values())
+
+    @property
+    def bubble(self) -> float:
+        """Share of the step in which this rank waited."""
+        return max(0.0, 1 - self.busy / self.span) if self.span else 0.0
+
+
+class Clock:
+    """Points in time: of the host, or on a GPU of its stream, which runs behind the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def now(self):
+        """A point in time, for `seconds`."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start, end) -> float:
+        """Between two points in time; waits for the GPU to reach the second."""
+        if not self.cuda:
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+class Execution:
+    """State of one run. `loss_gradient` is what the backward of each microbatch's loss starts from."""
+
+    def __init__(
+        self,
+        stages: Mapping[int, Stage],
+        messages: Messages,
+        tokens: Sequence[torch.Tensor],
+        forward: Callable[[Stage, torch.Tensor, int], torch.Tensor],
+        loss_gradient: float,
+    ) -> None:
+        self.stages, self.messages, self.tokens = stages, messages, tokens
+        self.forward, self.loss_gradient = forward, loss_gradient
+        self.outputs: dict[int, torch.Tensor] = {}
+        self.alive: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # inputs and outputs, F to B or I
+        self.owed: dict[tuple[int, int], Owed] = {}  # weight gradients, I to W
+        self.clock = Clock(messages.device)
+        self._marks: list = []  # (action or None for the whole run, start, end)
+        self._started = self.clock.now()
+
+    def run(self, actions: Iterable[Action]) -> None:
+        """Run the actions in order, then see that nothing is left over."""
+        begin = self.clock.now()
+        table = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weights}
+        for action in actions:
+            table[action.kind](action)
+            self._marks.append((action, self._started, self.clock.now()))
+        self._check_nothing_left()
+        self.messages.finish()
+        self._marks.append((None, begin, self.clock.now()))
+
+    def timing(self) -> Timing:
+        """Seconds per action and of the run. On a GPU this waits for it to finish."""
+        *actions, (_, begin, end) = self._marks
+        return Timing(
+            {action: self.clock.seconds(*marks) for action, *marks in actions}, self.clock.seconds(begin, end)
+        )
+
+    def _forward(self, action: Action) -> None:
+        stage, k = self.stages[action.stage], action.microbatch
+        training = torch.is_grad_enabled()
+        if stage.first:
+            x = self.tokens[k].to(stage.device)
+        else:
+            x = self.messages.receive(Message("activation", action.stage, k)).requires_grad_(training)
+        self._started = self.clock.now()
+        y = self.forward(stage, x, k)
+        if stage.last:
+            self.outputs[k] = y.detach()
+        else:
+            self.messages.send(Message("activation", action.stage + 1, k), y.detach())
+        if training:
+            self.alive[action.stage, k] = x, y
+
+    def _backward(self, action: Action) -> None:
+        stage, k = self.stages[action.stage], action.microbatch
+        x, y = self.alive.pop((action.stage, k))
+        if stage.last:
+            gradient = torch.full_like(y, self.loss_gradient)
+        else:
+            gradient = self.messages.receive(Message("gradient", action.stage, k))
+        self._started = self.clock.now()
+        stage.gradients.deferring = action.kind == "I"
+        if y.requires_grad:  # not when all of the first stage is frozen
+            torch.autograd.backward(y, gradient)
+        if action.kind == "I":
+            self.owed[action.stage, k] = stage.gradients.take()
+        if not stage.first:
+            assert x.grad is not None  # a stage's output depends on its input
+            self.messages.send(Message("gradient", action.stage - 1, k), x.grad)
+
+    def _weights(self, action: Action) -> None:
+        self._started = self.clock.now()
+        WeightGradients.settle(self.owed.pop((action.stage, action.microbatch)))
+
+    def _check_nothing_left(self) -> None:
+        left = [f"the activations of {Action(stage, 'F', k)}" for stage, k in self.alive]
+        left += [f"the weight gradients of {Action(stage, 'W', k)}" for stage, k in self.owed]
+        left += [
+            f"{len(s.gradients.owed)} weight gradients of no action" for s in self.stages.values() if s.gradients.owed
+        ]
+        left += self.messages.left()
+        if left:
+            raise RuntimeError(f"rank {self.messages.wire.rank} ends its actions with {', '.join(left)} left over")

@@ -1,0 +1,204 @@
+"""Runs one rank's actions of a schedule: training steps, evaluation and generation through one interpreter.
+
+In: this rank's stages, a `Schedule`, the batch (the same on every rank of the pipeline). Out: gradients in `.grad`, the
+sum of the loss on the rank of the last stage, and how long each action took. Losses and gradients do not depend on the
+schedule or the number of stages: microbatches are summed in their order everywhere. At the end of every run nothing
+may be left over: no live activation, no owed weight gradient, no message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+
+import torch
+import torch.nn as nn
+
+from forgather_dsl.models.cache import KVCache
+from forgather_dsl.parallel.execution import Execution, Timing
+from forgather_dsl.parallel.group import PipelineGroup
+from forgather_dsl.parallel.messages import Messages, Wire
+from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.tied import TiedHead
+from forgather_dsl.plan.schedules import Schedule, check, forwards
+
+__all__ = ["LossFn", "Pipeline"]
+
+LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits `[batch, seq, vocab]`, targets `[batch, seq]`) to the sum of the loss over valid targets, a scalar."""
+
+
+class Pipeline:
+    """This rank's part of a pipeline.
+
+    `stages` are the stages that `schedule` places on this rank; `group` is None when there is one rank. `seed` is
+    dropout's; `replica` numbers data-parallel copies, so that each draws its own. `timing` is that of the last step.
+    Raises ValueError when the schedule is not valid or the stages are not the ones it places here.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        schedule: Schedule,
+        seed: int,
+        group: PipelineGroup | None = None,
+        replica: int = 0,
+    ) -> None:
+        check(schedule)
+        self.schedule, self.seed, self.replica = schedule, seed, replica
+        self.wire = Wire(group)
+        self.stages = {stage.index: stage for stage in stages}
+        if tuple(sorted(self.stages)) != schedule.stages_of(self.wire.rank) or schedule.num_ranks != self._num_ranks:
+            raise ValueError(
+                f"rank {self.wire.rank} of {self._num_ranks} holds stages {sorted(self.stages)}; schedule {schedule.name} "
+                f"has {schedule.num_ranks} ranks and places {list(schedule.stages_of(self.wire.rank))} there"
+            )
+        self.last_rank = schedule.placement[-1]
+        self.timing = Timing({}, 0.0)
+        one = next(iter(self.stages.values()))
+        self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
+        self._tied = TiedHead(self.stages, schedule.placement, self.wire) if one.tied else None
+        places = schedule.placement
+        self.wire.open([*pairwise(places), *([(places[0], places[-1])] if one.tied else [])])
+
+    @property
+    def _num_ranks(self) -> int:
+        return self.wire.group.size if self.wire.group else 1
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """This rank's parameters to train, by full name; over all ranks each name occurs once."""
+        for stage in self.stages.values():
+            yield from stage.named_parameters()
+
+    def step(
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        documents: torch.Tensor | None,
+        loss_fn: LossFn,
+        step: int,
+        num_valid: int,
+    ) -> float | None:
+        """Forward and backward of one batch `[batch, seq]`; adds the gradient of loss sum / `num_valid` to `.grad`.
+
+        `num_valid` counts the valid targets of the whole step, over all replicas. Returns the sum of the loss over
+        this batch on the rank of the last stage, None on the others. Raises ValueError for a batch that does not
+        divide into the schedule's microbatches.
+        """
+        count = self.schedule.num_microbatches
+        if len(tokens) % count:
+            raise ValueError(f"a batch of {len(tokens)} sequences does not divide into {count} microbatches")
+        if num_valid < 1:
+            raise ValueError(f"num_valid={num_valid}: a step needs at least one valid target")
+        batch = _split(tokens, targets, documents, len(tokens) // count)
+
+        def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
+            y = stage.forward(x, batch[k][2], (self.seed, step, self.replica * count + k))
+            return loss_fn(y, batch[k][1].to(self._device)) if stage.last else y
+
+        with self._session(training=True), self._generator_kept():
+            execution = self._run(self.schedule, [part[0] for part in batch], forward, 1.0 / num_valid)
+            if self._tied:
+                self._tied.collect()
+        self.timing = execution.timing()
+        return self._loss_sum(execution)
+
+    def forward_only(
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        documents: torch.Tensor | None,
+        loss_fn: LossFn,
+        microbatch_size: int,
+    ) -> float | None:
+        """The sum of the loss over a batch `[batch, seq]` of any size, without gradients or dropout.
+
+        On the rank of the last stage; None on the others.
+        """
+        batch = _split(tokens, targets, documents, microbatch_size)
+
+        def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
+            y = stage.forward(x, batch[k][2], (self.seed, 0, k))
+            return loss_fn(y, batch[k][1].to(self._device)) if stage.last else y
+
+        schedule = forwards(self.schedule.placement, len(batch))
+        with self._session(training=False), torch.no_grad():
+            return self._loss_sum(self._run(schedule, [part[0] for part in batch], forward))
+
+    def sample(
+        self, tokens: torch.Tensor, max_new_tokens: int, pick: Callable[[torch.Tensor], int], stop: int | None = None
+    ) -> list[int]:
+        """Continue the prompt `tokens [1, seq]`; returns the new tokens, on every rank.
+
+        `pick(logits [vocab])` chooses a token, on the rank of the last stage only. Ends after `max_new_tokens` or with
+        the token `stop`.
+        """
+        if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] < 1:
+            raise ValueError(f"a prompt is [1, seq] with at least one token, not {list(tokens.shape)}")
+        caches = {index: KVCache() for index in self.stages}
+        schedule = forwards(self.schedule.placement, 1)
+        offset, chosen = 0, []
+
+        def forward(stage: Stage, x: torch.Tensor, _: int) -> torch.Tensor:
+            return stage.decode(x, offset, caches[stage.index])
+
+        with self._session(training=False), torch.no_grad():
+            while len(chosen) < max_new_tokens and (not chosen or chosen[-1] != stop):
+                outputs = self._run(schedule, [tokens], forward).outputs
+                token = pick(outputs[0][0, -1]) if outputs else 0
+                chosen.append(self.wire.broadcast(token, self.last_rank))
+                offset += tokens.shape[1]
+                tokens = torch.tensor([chosen[-1:]])
+        return chosen
+
+    def _run(
+        self,
+        schedule: Schedule,
+        tokens: Sequence[torch.Tensor],
+        forward: Callable[[Stage, torch.Tensor, int], torch.Tensor],
+        loss_gradient: float = 0.0,
+    ) -> Execution:
+        rows = [(part.shape[0], part.shape[1]) for part in tokens]
+        messages = Messages(self.wire, schedule, rows, self._dim, self._dtype, self._device)
+        execution = Execution(self.stages, messages, tokens, forward, loss_gradient)
+        execution.run(schedule.actions[self.wire.rank])
+        return execution
+
+    def _loss_sum(self, execution: Execution) -> float | None:
+        if self.wire.rank != self.last_rank:
+            return None
+        losses = torch.stack([loss for _, loss in sorted(execution.outputs.items())])
+        return sum(losses.tolist())  # in the order of the microbatches, in double precision
+
+    @contextmanager
+    def _session(self, training: bool) -> Iterator[None]:
+        """While weights do not change: modes set, the tied head fresh, weights cast once."""
+        with ExitStack() as stack:
+            for stage in self.stages.values():
+                stage.model.train(training)
+                stack.enter_context(stage.gradients.step())
+            if self._tied:
+                self._tied.refresh()
+            yield
+            if self._tied:
+                self._tied.finish()
+
+    @contextmanager
+    def _generator_kept(self) -> Iterator[None]:
+        """Leave the global generators as they were: layers with dropout reseed them, differently on each rank."""
+        if any(stage.model.dropout > 0 for stage in self.stages.values()):
+            with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+                yield
+        else:
+            yield
+
+
+def _split(
+    tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None, size: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Microbatches of `size` sequences; the last may be smaller."""
+    parts = tokens.split(size)
+    return list(
+        zip(parts, targets.split(size), documents.split(size) if documents is not None else [None] * len(parts))
+    )

@@ -1,0 +1,164 @@
+"""One process per rank on this machine, and their ends tied together. Imports no torch.
+
+In: a command, the number of ranks, extra environment. Out: an exit code that is 0 only if every rank's was.
+A rank that fails ends the others; ranks die with the launcher, even when it is killed (on Linux by the kernel, elsewhere
+by watching the parent's id); Ctrl-C and SIGTERM are passed on once, a second Ctrl-C kills. Ranks live in sessions of
+their own, or a terminal would deliver Ctrl-C to them a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["LAUNCHER", "STORE", "die_with_launcher", "launch"]
+
+STORE = "FORGATHER_STORE"  # path of the file the ranks meet in
+LAUNCHER = "FORGATHER_LAUNCHER"  # process id of the launcher
+CRASHED, INTERRUPTED = 4, 130  # exit codes, see the command line's contract
+GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL for the ranks left behind by one that failed
+SAVING_SECONDS = 30.0  # for the others to end after an interrupt, once the first rank has ended
+POLL_SECONDS = 0.02
+PR_SET_PDEATHSIG = 1
+
+
+def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = None) -> int:
+    """Run `command` once per rank with RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE set; wait for all.
+
+    Rank 0 has this process's stdout and stderr, the others its stderr only. OMP_NUM_THREADS is cores / ranks unless
+    set. Returns 0, the exit code of the first rank that failed, 4 if that died of a signal, 130 if of an interrupt.
+    """
+    with tempfile.TemporaryDirectory(prefix="forgather-") as folder, _Signals() as signals:
+        common = {**_threads(world), **_loopback(), **os.environ, **(env or {}), STORE: os.path.join(folder, "store")}
+        common |= {LAUNCHER: str(os.getpid()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        ranks: list[subprocess.Popen] = []
+        try:
+            for rank in range(world):
+                ranks.append(_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, quiet=rank > 0))
+            return _wait(ranks, signals)
+        finally:
+            _send(ranks, signal.SIGKILL)  # nobody is left but after an error of our own, or a second Ctrl-C
+            for process in ranks:
+                process.wait()
+
+
+def die_with_launcher() -> None:
+    """For a rank to call when it starts: where the kernel does not do it, end this process when its launcher ends."""
+    if LAUNCHER in os.environ and not sys.platform.startswith("linux"):
+        threading.Thread(target=_watch_parent, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
+
+
+def _watch_parent(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os._exit(CRASHED)
+
+
+def _start(command: Sequence[str], env: Mapping[str, str], quiet: bool) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if quiet else None,
+        start_new_session=True,
+        preexec_fn=_bound_to(os.getpid()),
+    )
+
+
+def _bound_to(launcher: int) -> Callable[[], None] | None:
+    """What a child runs before it becomes the rank: ask the kernel to kill it when its parent dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != launcher:  # it died before we asked
+            os._exit(CRASHED)
+
+    return bind
+
+
+def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
+    """Until all have ended: the first failure decides, and ends the rest."""
+    code, deadline = 0, float("inf")
+    while any(process.returncode is None for process in ranks):
+        if signals.interrupts > 1:
+            return INTERRUPTED
+        if signals.received:
+            _send(ranks, signals.received.pop())
+        for process in ranks:
+            returncode = process.poll() if process.returncode is None else None
+            if returncode is None:
+                continue
+            ended = _exit_code(returncode)
+            if signals.interrupted and ended in (0, INTERRUPTED):
+                deadline = min(deadline, time.monotonic() + SAVING_SECONDS)
+                code = code or ended
+            elif ended and not code:
+                code, deadline = ended, time.monotonic() + GRACE_SECONDS
+                _send(ranks, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            _send(ranks, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    return code
+
+
+def _exit_code(returncode: int) -> int:
+    """Of one rank, in our contract: negative, or above 128 from a shell, is death by a signal."""
+    number = -returncode if returncode < 0 else returncode - 128
+    if number <= 0:
+        return returncode
+    return INTERRUPTED if number == signal.SIGINT else CRASHED
+
+
+def _send(ranks: list[subprocess.Popen], number: int) -> None:
+    """To every rank that is still there, and to what it has started (a rank leads its own process group)."""
+    for process in ranks:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+
+
+class _Signals:
+    """Collects SIGINT and SIGTERM while ranks run (in the main thread: elsewhere Python does not let us)."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.interrupts = 0
+        self.interrupted = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._take)
+        return self
+
+    def _take(self, number: int, _frame: object) -> None:
+        self.interrupts += number == signal.SIGINT
+        if not self.interrupted:
+            self.received.append(number)
+        self.interrupted = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+
+def _threads(world: int) -> Mapping[str, str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // world))}
+
+
+def _loopback() -> Mapping[str, str]:
+    """All ranks are here: gloo need not look up this machine's name, which fails on some."""
+    return {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform.startswith("linux") else {}

@@ -1,0 +1,167 @@
+"""One stage of a pipeline: the part of a model that one rank holds, and how a microbatch goes through it.
+
+In: a whole model on the meta device (protocol: `embed`, `layers`, `norm`, `head`, `context`, `dropout`, `tied`) and the
+layers to keep. Out: the same model with the rest set to None, materialised, its linear layers deferred; parameters keep
+their full names. Dropout is reseeded before every layer, so it does not depend on the cut, the schedule or recomputing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
+
+from forgather_dsl.parallel.deferred import defer
+
+__all__ = ["Key", "Stage"]
+
+Key = tuple[int, int, int]
+"""(seed, step, global number of the microbatch): with the layer, what dropout is drawn from."""
+
+
+class Stage:
+    """Stage `index` of `num_stages`: the embedding if first, `layers`, the final norm and the head if last.
+
+    `model` is taken over and cut. Under `autocast` (a dtype or None) the residual stream has that dtype on every
+    stage, so that sending it changes nothing. `recompute="full"` keeps only the input of each layer for the backward.
+    Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
+    Raises ValueError when the model holds parameters outside its parts, or shared between stages.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        index: int,
+        num_stages: int,
+        layers: range,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+        recompute: Literal["none", "full"] = "none",
+    ) -> None:
+        if recompute not in ("none", "full"):
+            raise ValueError(f"recompute={recompute!r} is not known: write 'none' or 'full'")
+        if not layers or layers[0] < 0 or layers[-1] >= len(model.layers):
+            raise ValueError(f"stage {index} would hold {layers} of a model with {len(model.layers)} layers")
+        self.model, self.index, self.num_stages, self.layers = model, index, num_stages, layers
+        self.device, self.autocast, self.recompute = device, autocast, recompute
+        self.first, self.last = index == 0, index == num_stages - 1
+        self.tied: bool = model.tied
+        self.dim: int = model.embed.weight.shape[1]
+        self.dtype: torch.dtype = autocast or model.embed.weight.dtype  # of activations
+        self.mirror_name = f"{_path(model, model.head)}.weight" if self.tied and self.last else None
+        _check_parts(model, self.first, self.last, layers)
+        self._cut()
+        self._materialise()
+        self.gradients = defer(model)
+
+    def _cut(self) -> None:
+        model: Any = self.model
+        for number in set(range(len(model.layers))) - set(self.layers):
+            model.layers[number] = None
+        if not self.first:
+            model.embed = None
+        if not self.last:
+            model.norm = model.head = None
+
+    def _materialise(self) -> None:
+        model: Any = self.model
+        lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+        if lost:
+            raise ValueError(f"the buffer {lost[0]} has no values on the meta device: compute it in the forward")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            model.to_empty(device=self.device)
+        else:
+            model.to(self.device)
+        if self.tied and self.first and self.last:
+            model.head.weight = model.embed.weight  # to_empty has made two of it
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters to train, each once, under its full name; a tied head's weight is the embedding's to train."""
+        seen = set()
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name != self.mirror_name and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def forward(self, x: torch.Tensor, documents: torch.Tensor | None, key: Key) -> torch.Tensor:
+        """One microbatch: ids `[batch, seq]` (first stage) or `[batch, seq, dim]` to `[batch, seq, dim]` or logits.
+
+        `documents [batch, seq]` are ids that attention does not cross, or None.
+        """
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
+            context = self.model.context(x.shape[1], 0, documents, self.device)
+            x = self._embed(x)
+            for number in self.layers:
+                x = self._layer(number, x, context, key)
+            return self._head(x)
+
+    def decode(self, x: torch.Tensor, offset: int, cache: Any) -> torch.Tensor:
+        """New positions from `offset` on, for generation; keys and values go to `cache`.
+
+        Last stage: logits `[batch, 1, vocab]` of the last position only. Call it under no_grad.
+        """
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
+            context = self.model.context(x.shape[1], offset, None, self.device)
+            x = self._embed(x)
+            for number in self.layers:
+                x = self.model.layers[number](x, context, cache).to(self.dtype)
+            return self._head(x[:, -1:] if self.last else x)
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.embed(x).to(self.dtype) if self.first else x
+
+    def _head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.head(self.model.norm(x)) if self.last else x
+
+    def _layer(self, number: int, x: torch.Tensor, context: Any, key: Key) -> torch.Tensor:
+        layer = self.model.layers[number]
+        drops = self.model.dropout > 0 and self.model.training
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            if drops:
+                _reseed(self.device, (*key, number))
+            return layer(x, context, None).to(self.dtype)
+
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            return run(x)
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=not drops)  # type: ignore[return-value]
+
+
+def _reseed(device: torch.device, key: tuple[int, ...]) -> None:
+    """Set the global generator of `device` from a hash of (seed, step, microbatch, layer)."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    seed = int.from_bytes(digest[:8], "big") >> 1  # generators take 63 bits
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+def _path(model: nn.Module, module: nn.Module) -> str:
+    return next(path for path, candidate in model.named_modules(remove_duplicate=False) if candidate is module)
+
+
+def _check_parts(model: Any, first: bool, last: bool, layers: range) -> None:
+    """Every parameter belongs to one part, and no part of another stage shares one with ours, the tied weight apart."""
+    parts = [(first, model.embed), (last, model.norm), (last, model.head)]
+    parts += [(number in layers, layer) for number, layer in enumerate(model.layers)]
+    ours: dict[int, str] = {}
+    theirs: set[int] = set()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for own, part in parts:
+        for parameter in part.parameters():
+            if own:
+                ours[id(parameter)] = names[id(parameter)]
+            else:
+                theirs.add(id(parameter))
+    outside = [name for key, name in names.items() if key not in ours and key not in theirs]
+    if outside:
+        raise ValueError(f"{outside[0]} is in none of embed, layers, norm and head, so no stage would train it")
+    tied = {id(model.embed.weight)} if model.tied else set()
+    shared = [ours[key] for key in sorted((ours.keys() & theirs) - tied)]
+    if shared:
+        raise ValueError(f"{shared[0]} is shared with another stage; only a tied embedding and head may be cut apart")

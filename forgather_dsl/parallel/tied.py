@@ -1,0 +1,68 @@
+"""A head whose weight is the embedding's, wherever the cut puts the two.
+
+The head always has a Parameter of its own, a mirror: on the embedding's rank it shares its memory, elsewhere it is a copy
+that is refreshed before every run. Its gradient is summed apart and added to the embedding's once, after the last
+backward of the step, on every layout: so the sum has one order and its bits do not depend on the number of stages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from forgather_dsl.parallel.messages import Transfer, Wire
+from forgather_dsl.parallel.stage import Stage
+
+__all__ = ["TiedHead"]
+
+TAG = 1 << 20  # above the tags of a schedule's messages
+
+
+class TiedHead:
+    """The tie between the first stage's embedding and the last stage's head; each rank has the ends it holds."""
+
+    def __init__(self, stages: dict[int, Stage], placement: tuple[int, ...], wire: Wire) -> None:
+        self.wire = wire
+        self.first, self.last = stages.get(0), stages.get(len(placement) - 1)
+        self.first_rank, self.last_rank = placement[0], placement[-1]
+        self._sending: list[Transfer] = []
+
+    def refresh(self) -> None:
+        """Bring the embedding's weight to the head; waits only where the head is."""
+        if self.first and self.last:
+            embedding, head = _module(self.first, "embed"), _module(self.last, "head")
+            if head.weight is embedding.weight or head.weight.data_ptr() != embedding.weight.data_ptr():
+                head.weight = nn.Parameter(embedding.weight.detach(), embedding.weight.requires_grad)
+        elif self.first:
+            self._sending.append(self.wire.send(_module(self.first, "embed").weight, self.last_rank, TAG))
+        elif self.last:
+            self.wire.receive(_module(self.last, "head").weight.detach(), self.first_rank, TAG).wait()
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the head's gradient, complete for this step, to the embedding's."""
+        gradient = None
+        if self.last:
+            mirror = _module(self.last, "head").weight
+            gradient, mirror.grad = mirror.grad, None
+            if not self.first:  # always one message, so that both ends agree; zeros when the head is frozen
+                gradient = torch.zeros_like(mirror) if gradient is None else gradient
+                self._sending.append(self.wire.send(gradient, self.first_rank, TAG))
+        if self.first:
+            weight = _module(self.first, "embed").weight
+            if not self.last:
+                gradient = self.wire.receive(torch.empty_like(weight), self.last_rank, TAG).wait()
+            if gradient is not None and weight.requires_grad:
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+
+    def finish(self) -> None:
+        """Wait until what was sent has arrived: from here on the weights may change."""
+        for transfer in self._sending:
+            transfer.wait()
+        self._sending = []
+
+
+def _module(stage: Stage, name: str) -> Any:
+    return getattr(stage.model, name)
