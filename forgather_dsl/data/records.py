@@ -69,7 +69,8 @@ class JsonLines(Records):
 
     def parse(self, line: bytes, where: str) -> str | None:
         """The text of one line; None for a blank line or a null. Raises: UserError: starting with `where`."""
-        if not line.strip():
+        line = line.rstrip()
+        if not line:
             return None
         try:
             record = json.loads(line)
@@ -77,7 +78,7 @@ class JsonLines(Records):
             byte = f"byte {error.start} of the line (0x{error.object[error.start]:02x})"
             raise UserError(f"{where}: not UTF-8: {byte}.") from error
         except json.JSONDecodeError as error:
-            hint = " This is the start of one JSON array: write one object a line." if line.strip() == b"[" else ""
+            hint = " This is the start of one JSON array: write one object a line." if line == b"[" else ""
             raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}.{hint}") from error
         except RecursionError as error:
             raise UserError(f"{where}: not readable: JSON nested too deep.") from error

@@ -19,11 +19,12 @@ import tokenizers
 
 from forgather_dsl.data import bpe, cache
 from forgather_dsl.data.documents import Source
-from forgather_dsl.data.problems import closest
+from forgather_dsl.data.tokenizer_files import CONFIG, FILE, count_tokens, find_eos, from_file, from_pretrained
 from forgather_dsl.errors import UserError
 
+__all__ = ["Bytes", "HFTokenizer", "Tokenizer", "TokenizerFile", "TrainedBPE", "count_tokens", "load_tokenizer"]
+
 END_OF_TEXT = "<|endoftext|>"
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 class Loaded(NamedTuple):
@@ -31,10 +32,14 @@ class Loaded(NamedTuple):
 
     backend: tokenizers.Tokenizer
     eos: str
+    config: dict[str, Any]  # what else its tokenizer_config.json says, the chat template for one
 
 
 class Tokenizer(ABC):
     """Text to ids and back. A subclass gives `load`; nothing is read, trained or downloaded before the first use."""
+
+    def __init__(self, *, vocab_size: int) -> None:
+        self.vocab_size = vocab_size  # rows that the model's embedding has; not fewer than there are tokens
 
     @abstractmethod
     def load(self) -> Loaded:
@@ -42,27 +47,27 @@ class Tokenizer(ABC):
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The tokenizer, without the truncation and padding that many tokenizer.json files ask for."""
+        """The tokenizer, without the truncation and padding that many tokenizer.json files ask for.
+
+        Raises: UserError: it has ids beyond `vocab_size`.
+        """
         loaded = self.load()
+        num_tokens = max(loaded.backend.get_vocab().values()) + 1  # not their number: vocabularies have gaps
+        if num_tokens > self.vocab_size:
+            raise UserError(f"{self}: its ids need vocab_size={num_tokens}, not {self.vocab_size}.")
         loaded.backend.no_truncation()
         loaded.backend.no_padding()
         return loaded
 
     @cached_property
-    def vocab_size(self) -> int:
-        """Rows that an embedding needs: the largest id and one (vocabularies may have gaps)."""
-        return max(self.loaded.backend.get_vocab().values()) + 1
-
-    @cached_property
     def eos_id(self) -> int:
         """The token between documents."""
-        backend, eos = self.loaded
-        return backend.get_vocab()[eos]
+        return self.loaded.backend.get_vocab()[self.loaded.eos]
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that decides which ids a text gets."""
-        backend, eos = self.loaded
+        backend, eos, _ = self.loaded
         parts = [backend.to_str(), eos, str(backend.encode_special_tokens)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -81,15 +86,16 @@ class Tokenizer(ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, for `load_tokenizer` and for transformers."""
-        backend, eos = self.loaded
+        backend, eos, config = self.loaded
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         backend.save(str(folder / FILE))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **config,
             "eos_token": eos,
             "split_special_tokens": backend.encode_special_tokens,
-            "clean_up_tokenization_spaces": False,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -98,8 +104,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """What `save` wrote. Raises: UserError: there is no tokenizer in this folder."""
     if not (Path(folder) / FILE).is_file():
         raise UserError(f"{folder}: no {FILE} here, so no saved tokenizer.")
-    tokenizer = HFTokenizer(path=str(folder), eos=None)
-    _ = tokenizer.loaded
+    tokenizer = HFTokenizer(path=str(folder), eos=None, vocab_size=count_tokens(str(folder)))
+    _ = tokenizer.loaded  # so that a damaged folder is an error here
     return tokenizer
 
 
@@ -117,31 +123,26 @@ class TrainedBPE(Tokenizer):
             raise UserError(f"vocab_size={vocab_size}: {need} need {bpe.SMALLEST}; write at least that, or Bytes().")
         if sample_bytes < 1:
             raise UserError(f"sample_bytes={sample_bytes}: write how much text to train on, such as 1_000_000.")
-        self.size = vocab_size
+        super().__init__(vocab_size=vocab_size)
         self.source = source.with_split("train")
         self.sample_bytes = sample_bytes
 
-    @cached_property
-    def vocab_size(self) -> int:
-        """As asked for."""
-        return self.size
-
     def load(self) -> Loaded:
         """From the cache, or trained. Raises: UserError: the text does not give so many tokens."""
-        made_from = {"vocab_size": self.size, "sample_bytes": self.sample_bytes, "source": self.source.identity()}
+        made_from = {"vocab_size": self.vocab_size, "sample_bytes": self.sample_bytes, "source": self.source.identity()}
         folder = cache.cache_root() / "tokenizers" / cache.key(kind="bpe", version=bpe.VERSION, **made_from)
         text = cache.once(folder, self._train, _read_verified)
         backend = tokenizers.Tokenizer.from_str(text)
         backend.encode_special_tokens = True
-        return Loaded(backend, END_OF_TEXT)
+        return Loaded(backend, END_OF_TEXT, {})
 
     def _train(self, folder: Path) -> None:
-        text = bpe.train(self.source, self.size, self.sample_bytes, END_OF_TEXT).to_str()
+        text = bpe.train(self.source, self.vocab_size, self.sample_bytes, END_OF_TEXT).to_str()
         (folder / FILE).write_text(text, encoding="utf-8")
         (folder / "sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
 
     def __str__(self) -> str:
-        return f"byte-level BPE, {self.size} tokens, trained on {self.sample_bytes / 1e6:.3g} MB of {self.source}"
+        return f"byte-level BPE, {self.vocab_size} tokens, trained on {self.sample_bytes / 1e6:.3g} MB of {self.source}"
 
 
 def _read_verified(folder: Path) -> str | None:
@@ -154,15 +155,17 @@ def _read_verified(folder: Path) -> str | None:
 
 
 class TokenizerFile(Tokenizer):
-    """A tokenizer.json of the `tokenizers` library; `eos` is the token that separates documents, such as `"</s>"`."""
+    """A tokenizer.json of the `tokenizers` library. `eos` separates documents, `"</s>"` say; None tries usual names."""
 
-    def __init__(self, *, path: str, eos: str) -> None:
+    def __init__(self, *, path: str, eos: str | None, vocab_size: int) -> None:
+        super().__init__(vocab_size=vocab_size)
         self.path = path
         self.eos = eos
 
     def load(self) -> Loaded:
         """Raises: UserError: no such file, not a tokenizer, or no such token."""
-        return Loaded(*_with_eos(_from_file(Path(self.path).expanduser()), self.eos, self.path))
+        backend = from_file(Path(self.path).expanduser())
+        return Loaded(backend, find_eos(backend, self.eos, self.path), {})
 
     def __str__(self) -> str:
         return f"tokenizer {self.path}, {self.vocab_size} tokens"
@@ -171,52 +174,23 @@ class TokenizerFile(Tokenizer):
 class HFTokenizer(Tokenizer):
     """A tokenizer of the Hugging Face kind: a local folder, or a hub id. `eos=None`: the one its configuration names.
 
-    A tokenizer.json is read by `tokenizers` alone; only older formats import transformers, which converts them.
-    Ids are those of transformers' `AutoTokenizer` with `add_special_tokens=False`.
+    Special tokens written in a text become what they name, as in transformers, unless the configuration says
+    `split_special_tokens`.
     """
 
-    def __init__(self, *, path: str, eos: str | None) -> None:
+    def __init__(self, *, path: str, eos: str | None, vocab_size: int) -> None:
+        super().__init__(vocab_size=vocab_size)
         self.path = path
         self.eos = eos
 
     def load(self) -> Loaded:
-        """Raises: UserError: no such folder or hub id, nothing in it, no `eos` or no such token."""
-        folder = Path(self.path).expanduser()
-        files = {name: folder / name for name in (FILE, CONFIG)} if folder.is_dir() else self._fetch()
-        config = _json(files[CONFIG]) if files[CONFIG].is_file() else {}
-        backend = _from_file(files[FILE]) if files[FILE].is_file() else self._convert()
+        """Raises: UserError: no such folder or hub id, nothing in it, or no such token."""
+        backend, config = from_pretrained(self.path)
         eos = self.eos or config.get("eos_token")
-        if isinstance(eos, dict):  # transformers writes a token with its options
+        if isinstance(eos, dict):  # transformers may write a token with its options
             eos = eos.get("content")
         backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
-        return Loaded(*_with_eos(backend, eos, self.path))
-
-    def _fetch(self) -> dict[str, Path]:
-        """The files of a hub tokenizer, from the hub's cache where they are; a missing one as a path to nothing."""
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        files = {}
-        for name in (FILE, CONFIG):
-            try:
-                files[name] = Path(huggingface_hub.hf_hub_download(self.path, name))
-            except Exception as error:  # many kinds: no network, no such repository, not a name for one, no access
-                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                    files[name] = Path(name + ".missing")  # the repository is there and has no such file
-                    continue
-                where = f"HFTokenizer(path={self.path!r}): no such folder, and not to be had from the hub"
-                raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-        return files
-
-    def _convert(self) -> tokenizers.Tokenizer:
-        import transformers
-
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
-            return tokenizer.backend_tokenizer
-        except Exception as error:  # whatever a converter trips over
-            where = f"HFTokenizer(path={self.path!r}): no {FILE}, and transformers cannot make one"
-            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        return Loaded(backend, find_eos(backend, eos, self.path), config)
 
     def __str__(self) -> str:
         return f"tokenizer {self.path}, {self.vocab_size} tokens"
@@ -227,41 +201,11 @@ class Bytes(Tokenizer):
 
     def load(self) -> Loaded:
         """The same as a tokenizer.json: a BPE with no merges."""
-        return Loaded(bpe.only_bytes(END_OF_TEXT), END_OF_TEXT)
+        return Loaded(bpe.only_bytes(END_OF_TEXT), END_OF_TEXT, {})
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The bytes of each text."""
         return [list(text.encode()) for text in texts]
 
     def __str__(self) -> str:
-        return "bytes, 257 tokens"
-
-
-def _from_file(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        near = closest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else None
-        raise UserError(f"{path}: no such tokenizer file.{f' Did you mean {near!r}?' if near else ''}")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{path}: not a tokenizer.json: {error}") from error
-
-
-def _with_eos(backend: tokenizers.Tokenizer, eos: str | None, where: str) -> tuple[tokenizers.Tokenizer, str]:
-    """Raises: UserError: no eos, or one that is not in the vocabulary; the special tokens there are."""
-    if eos is not None and backend.token_to_id(eos) is not None:
-        return backend, eos
-    special = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
-    have = f"special tokens here: {', '.join(map(repr, special)) or 'none'}"
-    if eos is None:
-        raise UserError(f"{where}: no eos_token in {CONFIG}; write eos='...'; {have}.")
-    near = closest(eos, special) or closest(eos, backend.get_vocab())
-    hint = f" Did you mean eos={near!r}?" if near else ""
-    raise UserError(f"{where}: eos={eos!r} is not in the vocabulary; {have}.{hint}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+        return f"bytes, {self.vocab_size} tokens"
