@@ -13,3 +13,10 @@ class UserError(Exception):
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Interrupted(UserError):
+    """Ctrl-C or SIGTERM: the run stopped after saving a checkpoint."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=130)

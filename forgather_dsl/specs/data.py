@@ -74,7 +74,7 @@ class Tokenizer(Lazy[T], abstract=True):
 class TrainedBPE(Tokenizer["forgather_dsl.data.tokenizers.TrainedBPE"]):
     """Byte-level BPE trained on a sample of the training text, once, and cached."""
 
-    vocab_size = attrs.field(default=4096, validator=at_least(258))
+    vocab_size: int = attrs.field(default=4096, validator=at_least(258))
     source: Source = REQUIRED
     sample_bytes: int = attrs.field(default=1_000_000, validator=at_least(1))
 

@@ -78,6 +78,11 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         """A Llama of the tokenizer's vocabulary, its sizes left to subclasses: `model = patch(Llama, dim=...)`."""
         return Llama(vocab_size=self.tokenizer.vocab_size)
 
+    def __build__(self, build: Any, **runtime: Any) -> Any:
+        from ..train.trainer import Trainer
+
+        return Trainer(self, **runtime)
+
     def __check__(self) -> Any:
         if self.batch_size % self.microbatch_size:
             yield (

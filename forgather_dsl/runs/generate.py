@@ -1,0 +1,59 @@
+"""Text from a run's newest checkpoint, on one process whatever the run was trained on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..dsl import build
+from ..errors import UserError
+from ..models.cache import KVCache
+from ..parallel.group import World
+from ..specs import Experiment
+from ..train import checkpoint
+from ..train.agreement import Ranks
+from ..train.prepare import check_sources
+from ..train.sampling import picker
+
+
+@torch.inference_mode()
+def generate(
+    path: str,
+    experiment: Experiment,
+    prompt: str,
+    max_new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> str:
+    """The prompt and up to `max_new_tokens` tokens more; ends early at a document boundary."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    saved = checkpoint.newest(os.path.join(path, "checkpoints"), Ranks(World(0, 1, device, None), []))
+    if saved is None:
+        raise UserError(
+            f"{path} has no checkpoint to generate from; train it, or write save_every = ... for earlier ones"
+        )
+    with torch.device("meta"):
+        model: torch.nn.Module = build(experiment.model)
+    model.to_empty(device=device)
+    if getattr(model, "tied", False):
+        model.head.weight = model.embed.weight  # type: ignore[union-attr]
+    parameters = dict(model.named_parameters())
+    for key, tensor in saved.tensors(f"weights/{name}" for name in parameters):
+        parameters[key.removeprefix("weights/")].copy_(tensor)
+    model.eval()
+    _, _, memo = check_sources(experiment)
+    tokenizer = build(experiment.tokenizer, memo=memo)
+    pick, cache = picker(temperature, top_k, seed), KVCache()
+    added: list[int] = []
+    tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+    while len(added) < max_new_tokens:
+        logits = model(torch.tensor([tokens], device=device), None, cache)
+        token = pick(logits[0, -1])
+        if token == tokenizer.eos_id:
+            break
+        added.append(token)
+        tokens = [token]
+    return prompt + tokenizer.decode(added)

@@ -1,0 +1,90 @@
+"""A run directory as an object. Opening it executes nothing that it contains."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any
+
+from ..errors import UserError
+from ..specs import Experiment
+
+
+def is_run(path: str) -> bool:
+    """Whether a folder is a run directory."""
+    return os.path.isfile(os.path.join(path, "config.json"))
+
+
+class Run:
+    """A finished or unfinished run.
+
+    Raises:
+        UserError: the folder is not a run directory.
+    """
+
+    def __init__(self, path: str) -> None:
+        if not is_run(path):
+            raise UserError(f"{path} is not a run directory: it has no config.json")
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({self.path!r})"
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """The resolved experiment, from config.json; classes of the user's are inert."""
+        from ..train.directory import read_config
+
+        return read_config(self.path)
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, command and target of the last start."""
+        with open(os.path.join(self.path, "environment.json"), encoding="utf-8") as file:
+            return json.load(file)
+
+    @property
+    def target(self) -> str:
+        """What was run: `file.py:Class`."""
+        return str(self.environment["target"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl."""
+        from ..train.metrics import read
+
+        path = os.path.join(self.path, "metrics.jsonl")
+        return list(read(path)) if os.path.isfile(path) else []
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of every record that has `name`."""
+        return [(record["step"], record[name]) for record in self.metrics if record.get(name) is not None]
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.7,
+        top_k: int | None = 50,
+        seed: int = 0,
+        trust: bool = False,
+    ) -> str:
+        """The prompt and what the model of the newest checkpoint adds.
+
+        Args:
+            trust: import the user's own components that the run names.
+
+        Raises:
+            UserError: there is no checkpoint.
+        """
+        from .generate import generate
+
+        experiment = self.experiment
+        if trust:
+            from ..train.directory import read_config
+
+            experiment = read_config(self.path, trust=True)
+        pick = {"temperature": temperature, "top_k": top_k, "seed": seed}
+        return generate(self.path, experiment, prompt, max_new_tokens, **pick)

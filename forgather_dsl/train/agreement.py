@@ -1,0 +1,91 @@
+"""What all ranks have to know of a step before they may update: one all-reduce of one vector.
+
+Each rank fills in what it has (norms of its parameters, the loss, its memory) and zeros elsewhere; adding zeros is exact, so
+every rank then holds the same numbers, whatever the layout, and sums the norms in the order of names.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..parallel.group import World
+from .gradients import sum_of_squares
+
+
+class Agreed(NamedTuple):
+    """The same on every rank."""
+
+    loss_sum: float  # nats
+    grad_norm: float
+    seconds: float  # since the start, by rank 0's clock
+    stop: bool  # some rank was asked to stop
+    memory: list[int]  # peak bytes per rank
+    bubble: float  # mean share of the step that ranks waited
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step may be applied."""
+        return math.isfinite(self.loss_sum) and math.isfinite(self.grad_norm)
+
+
+class Ranks:
+    """This process among the ranks of a run, and what they tell one another."""
+
+    def __init__(self, world: World, names: list[str]) -> None:
+        self.world_info, self.rank, self.world = world, world.rank, world.size
+        everyone = self.gather(names)
+        self.names = sorted(name for part in everyone for name in part)
+        self._slot = {name: i for i, name in enumerate(self.names)}
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, on every rank."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
+
+    def total(self, value: float) -> float:
+        """Sum over ranks."""
+        return sum(self.gather(value))
+
+    def agree(
+        self,
+        gradients: dict[str, Tensor | None],
+        loss_sum: float | None,
+        seconds: float,
+        stop: bool,
+        memory: int,
+        bubble: float,
+    ) -> Agreed:
+        """Exchange one step's numbers; `loss_sum` is None on ranks that do not hold the loss."""
+        tail = len(self.names)
+        vector = torch.zeros(tail + 4 + self.world, dtype=torch.float64)
+        squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None}
+        if squares:
+            values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
+            vector[[self._slot[name] for name in squares]] = values
+        vector[tail] = loss_sum or 0.0
+        vector[tail + 1] = seconds if self.rank == 0 else 0.0
+        vector[tail + 2] = float(stop)
+        vector[tail + 3] = bubble / self.world
+        vector[tail + 4 + self.rank] = float(memory)
+        if self.world > 1:
+            wire = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
+            dist.all_reduce(wire)
+            vector = wire.cpu()
+        numbers = vector.tolist()
+        norm = math.sqrt(sum(numbers[:tail]))
+        return Agreed(
+            numbers[tail],
+            norm,
+            numbers[tail + 1],
+            numbers[tail + 2] > 0,
+            [int(n) for n in numbers[tail + 4 :]],
+            numbers[tail + 3],
+        )

@@ -1,0 +1,171 @@
+"""The run directory: everything that report, diff, generate and resume need, in plain files.
+
+`config.json`, `snapshot.txt`, `source/`, `environment.json`, `metrics.jsonl`, `checkpoints/`. Opening one again with another
+configuration is refused, except for fields that do not change what is learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+from ..dsl import Difference, diff, digest, from_dict, snapshot, to_dict
+from ..dsl.load import loaded_from
+from ..errors import UserError
+from ..specs import Experiment
+
+FREE = (
+    "parallel",
+    "recompute",
+    "hardware",
+    "loggers",
+    "checkpoints",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "sample_every",
+)
+STOPS = ("steps", "tokens", "seconds")
+PACKAGES = (
+    "forgather_dsl",
+    "torch",
+    "numpy",
+    "attrs",
+    "cattrs",
+    "tokenizers",
+    "safetensors",
+    "transformers",
+    "datasets",
+)
+
+
+def choose(experiment: Experiment, out: str | None, resume: str) -> str:
+    """The directory of a run: `--out`, or `runs/<name>-<digest8>`, numbered when it exists and must not be resumed."""
+    if out is not None:
+        return out
+    path = os.path.join("runs", f"{type(experiment).__name__}-{digest(experiment)[:8]}")
+    if resume != "never":
+        return path
+    number, free = 2, path
+    while os.path.exists(free):
+        free, number = f"{path}-{number}", number + 1
+    return free
+
+
+def write(experiment: Experiment, path: str, target: str | None, command: list[str] | None) -> None:
+    """Create the directory, or bring its description up to date before a resume."""
+    os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
+    _replace(os.path.join(path, "config.json"), json.dumps(portable(to_dict(experiment)), indent=1) + "\n")
+    _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
+    described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
+    _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")
+    for file in sources(experiment):
+        os.makedirs(os.path.join(path, "source"), exist_ok=True)
+        shutil.copy(file, os.path.join(path, "source", os.path.basename(file)))
+
+
+def read_config(path: str, *, trust: bool = False) -> Experiment:
+    """The experiment of a run directory. Without `trust` nothing of the directory is executed."""
+    file = os.path.join(path, "config.json")
+    if not os.path.isfile(file):
+        raise UserError(f"{path} is not a run directory: it has no config.json")
+    with open(file, encoding="utf-8") as opened:
+        return from_dict(json.load(opened), trust=trust)
+
+
+def refuse_changes(experiment: Experiment, path: str, allow_change: bool) -> list[str]:
+    """Compare with the configuration of an earlier start. Returns one line for each allowed change.
+
+    Raises:
+        UserError: something changed that would make the run another one, and `allow_change` was not given.
+    """
+    changes = diff(read_config(path), experiment)
+    lines, refused = [], []
+    for change in changes:
+        text = f"{change.path}: {change.left} -> {change.right}"
+        (lines if _may_change(change) or allow_change else refused).append(text)
+    if refused:
+        raise UserError(
+            f"{path} holds a run of another configuration:\n  " + "\n  ".join(refused) + "\n"
+            "write --resume never to start a new run, --out for another directory, or --allow-change to go on with the change"
+        )
+    return lines
+
+
+def _may_change(change: Difference) -> bool:
+    head = change.path.split(".")[0].split("[")[0]
+    if head in STOPS:
+        return change.right == "None" or (
+            change.left not in (None, "None") and float(change.right or 0) >= float(change.left or 0)
+        )
+    return head in FREE
+
+
+def portable(config: Any) -> Any:
+    """Classes of a script that runs as `__main__`, named by their file, so that another process finds them."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if isinstance(config, dict):
+        return {
+            k: _renamed(v, main) if k in ("$type", "$target", "$object") else portable(v) for k, v in config.items()
+        }
+    return [portable(item) for item in config] if isinstance(config, list) else config
+
+
+def _renamed(name: str, main: str | None) -> str:
+    if name.startswith("__main__:") and main and main.endswith(".py"):
+        return os.path.realpath(main) + name.removeprefix("__main__")
+    return name
+
+
+def sources(experiment: Experiment) -> list[str]:
+    """The files that the experiment's own classes were written in."""
+    files = []
+    for cls in type(experiment).__mro__:
+        file = loaded_from(cls.__module__) or getattr(sys.modules.get(cls.__module__), "__file__", None)
+        if file and not cls.__module__.startswith("forgather_dsl") and cls.__module__ not in ("builtins", "typing"):
+            files.append(file)
+    return [file for file in dict.fromkeys(files) if os.path.isfile(file)]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state, for the record."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        if commit.returncode:
+            return None
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(dirty.stdout.strip())}
+
+
+def _replace(path: str, text: str) -> None:
+    partial = path + ".partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)

@@ -1,0 +1,112 @@
+"""The training loop: data, schedule step, clip, optimizer, metrics, checkpoint. Every rank runs it in step with the others."""
+
+from __future__ import annotations
+
+from ..data.loader import IGNORED
+from ..errors import Interrupted, UserError
+from .batches import tensors
+from .checkpoint import Saved
+from .evaluate import evaluate, write_sample
+from .gradients import clip
+from .report import Reporter
+from .session import Session
+from .stopping import StopRequest
+
+MAX_SKIPPED = 5  # steps in a row that are not finite before the run gives up
+
+
+def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
+    """Train to the first of steps, tokens and seconds.
+
+    Raises:
+        Interrupted: a signal asked to stop; a checkpoint is saved.
+        UserError: loss or gradients were not finite for `MAX_SKIPPED` steps in a row (exit code 4).
+    """
+    experiment, seconds = session.experiment, session.seconds
+    with Reporter(session, resumed, changes) as report, StopRequest() as request:
+        if session.step == 0 and experiment.sampling is not None:
+            report.sample(write_sample(session))
+        while progress(session, seconds) < 1:
+            batch = session.loader.next_batch()
+            valid = int((batch.targets != IGNORED).sum())
+            lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
+            tokens, targets, documents = tensors(batch)
+            loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
+            agreed = session.ranks.agree(
+                {name: p.grad for name, p in session.parameters.items()},
+                loss,
+                session.elapsed(),
+                request.asked,
+                session.peak_memory(),
+                session.pipeline.timing.bubble,
+            )
+            if agreed.finite:
+                clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)
+                session.optimizer.step()
+            skip_guard(session, agreed.finite, agreed.loss_sum / valid, agreed.grad_norm)
+            for parameter in session.parameters.values():
+                parameter.grad = None
+            session.step, session.tokens, seconds = session.step + 1, session.tokens + valid, agreed.seconds
+            done = progress(session, seconds)
+            report.step(agreed, valid, lr, done)
+            if done < 1:
+                at_intervals(session, report)
+                if agreed.stop:
+                    raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+        finish(session, report)
+
+
+def progress(session: Session, seconds: float, ahead: int = 0) -> float:
+    """How far the run is, 0 to 1: the largest of its fractions of steps, tokens and seconds.
+
+    With `ahead` tokens of the step to come, as it will be after that step, so that the last step has progress 1.
+    """
+    e = session.experiment
+    parts = [0.0]
+    if e.steps is not None:
+        parts.append((session.step + (ahead > 0)) / e.steps)
+    if e.tokens is not None:
+        parts.append((session.tokens + ahead) / e.tokens)
+    if e.seconds is not None:
+        parts.append(seconds / e.seconds)
+    return min(1.0, max(parts))
+
+
+def set_learning_rate(session: Session, at: float) -> float:
+    """Scale every group's peak; returns the first group's."""
+    factor = session.lr_schedule(at)
+    for group in session.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return session.optimizer.param_groups[0]["lr"]
+
+
+def skip_guard(session: Session, finite: bool, loss: float, norm: float) -> None:
+    """Count steps that were skipped on all ranks because some number was not finite."""
+    session.skipped = 0 if finite else session.skipped + 1
+    if session.skipped >= MAX_SKIPPED:
+        raise UserError(
+            f"diverged: loss {loss}, grad norm {norm} for {MAX_SKIPPED} steps up to {session.step + 1}; lower optimizer.lr, "
+            "lengthen lr_schedule.warmup, or check the data",
+            exit_code=4,
+        )
+
+
+def at_intervals(session: Session, report: Reporter) -> None:
+    """What is due after this step, the last one apart."""
+    e = session.experiment
+    if e.eval_every and session.step % e.eval_every == 0 and session.held_out is not None:
+        report.evaluation(evaluate(session))
+    if e.sample_every and session.step % e.sample_every == 0 and e.sampling is not None:
+        report.sample(write_sample(session))
+    if e.save_every and session.step % e.save_every == 0:
+        session.save()
+
+
+def finish(session: Session, report: Reporter) -> None:
+    """The end of a run: evaluation, a sample, the last checkpoint."""
+    if session.held_out is not None:
+        report.evaluation(evaluate(session))
+    if session.experiment.sampling is not None:
+        report.sample(write_sample(session))
+    session.save()
+    report.end()

@@ -1,0 +1,16 @@
+"""The loss: a sum over valid tokens. The trainer divides by the number of valid tokens of the whole step, never a mean of means."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.loader import IGNORED
+
+
+class CrossEntropy:
+    """Negative log likelihood in nats, computed in fp32."""
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum over positions whose target is not ignored. logits [batch, seq, vocab], targets [batch, seq] -> scalar."""
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")

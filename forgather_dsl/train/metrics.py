@@ -1,0 +1,39 @@
+"""`metrics.jsonl`: one JSON object a line, written by rank 0 alone, floats in full so that equality can be checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+class MetricsFile:
+    """Appends records; opened at a step, it drops the lines after it (a resumed run writes them again)."""
+
+    def __init__(self, path: str, *, after_step: int | None = None) -> None:
+        if after_step is not None and os.path.exists(path):
+            kept = [record for record in read(path) if record.get("step", 0) <= after_step]
+            partial = path + ".partial"
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in kept)
+            os.replace(partial, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by close()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write one record."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing is written after this."""
+        self._file.close()
+
+
+def read(path: str) -> Iterator[dict[str, Any]]:
+    """The records of a file; a last line that a crash cut off is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)

@@ -1,0 +1,28 @@
+"""One rank of a launched run: `python -m forgather_dsl.train.rank RUN_DIR RESUME [CHANGE...]`, started by `launch` alone."""
+
+from __future__ import annotations
+
+import sys
+
+from ..dsl import ConfigError
+from ..errors import UserError
+from .directory import read_config
+from .prepare import prepare
+from .session import run_session
+
+
+def main(arguments: list[str]) -> int:
+    """Train as this rank; the exit code follows the command line's contract."""
+    path, resume, *changes = arguments
+    try:
+        experiment = read_config(path, trust=True)  # written by the process that launched this one
+        run_session(experiment, path, prepare(experiment), resume=resume, changes=changes)
+    except (UserError, ConfigError) as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_code", 2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""What a run tells: the banner, records for `metrics.jsonl` and the loggers, and the next commands. Rank 0 speaks, all take part."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..dsl import build
+from ..specs.experiment import num_microbatches, world_size
+from .agreement import Agreed
+from .checkpoint import Saved
+from .evaluate import Evaluation
+from .flops import peak, per_token
+from .metrics import MetricsFile
+from .session import Session
+
+
+class Reporter:
+    """Collects what is due and hands it on; entered for the time of the run."""
+
+    def __init__(self, session: Session, resumed: Saved | None, changes: list[str]) -> None:
+        self.session, self.resumed = session, resumed
+        self.num_parameters = session.num_parameters()
+        self._steps, self._tokens, self._since = 0, 0, time.monotonic()
+        self._sinks: list[Any] = []
+        if session.ranks.rank == 0:
+            print(banner(session, self.num_parameters, resumed, changes), flush=True)
+            metrics = os.path.join(session.path, "metrics.jsonl")
+            loggers = [build(logger) for logger in session.experiment.loggers]
+            self._sinks = [MetricsFile(metrics, after_step=session.step if resumed else -1), *loggers]
+
+    def __enter__(self) -> Reporter:
+        prepared, e = self.session.prepared, self.session.experiment
+        self._log(
+            {
+                "step": self.session.step,
+                "data_fingerprint": prepared.train.fingerprint,
+                "eval_fingerprint": prepared.held_out.fingerprint if prepared.held_out else None,
+                "gzip_bits_per_byte": prepared.held_out.gzip_bits_per_byte if prepared.held_out else None,
+                "num_parameters": self.num_parameters,
+                "steps": e.steps,
+                "progress": 0.0 if e.steps is None else self.session.step / e.steps,
+            }
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+    def _log(self, record: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.log(record)
+
+    def step(self, agreed: Agreed, valid: int, lr: float, progress: float) -> None:
+        """One optimizer step; a record every `log_every`, and of the first and last."""
+        session, e = self.session, self.session.experiment
+        self._steps, self._tokens = self._steps + 1, self._tokens + valid
+        if session.step % e.log_every and session.step != 1 and progress < 1:
+            return
+        spent = max(1e-9, time.monotonic() - self._since)
+        rate = self._tokens / spent
+        record = {
+            "step": session.step,
+            "loss": agreed.loss_sum / valid,
+            "lr": lr,
+            "grad_norm": agreed.grad_norm,
+            "tokens": session.tokens,
+            "tokens_per_second": rate,
+            "step_seconds": spent / self._steps,
+            "mfu": self._mfu(rate),
+            "peak_memory_bytes": agreed.memory,
+            "progress": progress,
+        }
+        if not agreed.finite:
+            record["skipped"] = True
+        if session.ranks.world > 1:
+            record["bubble"] = agreed.bubble
+        self._log(record)
+        self._steps, self._tokens, self._since = 0, 0, time.monotonic()
+
+    def _mfu(self, rate: float) -> float | None:
+        world = self.session.world
+        best = peak(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
+        if best is None:
+            return None
+        e = self.session.experiment
+        return rate * per_token(self.num_parameters, e.model, e.seq_len) / (best * world.size)
+
+    def evaluation(self, result: Evaluation) -> None:
+        """A record of the held-out text."""
+        self._log({"step": self.session.step, "eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte})
+        self._since = time.monotonic()  # throughput is training's
+
+    def sample(self, text: str) -> None:
+        """What the model writes."""
+        self._log({"step": self.session.step, "sample": text})
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """Where it is, and what to do with it."""
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
+            sink.close()
+        if self.session.ranks.rank == 0:
+            print(next_commands(self.session.path, self.session.experiment), flush=True)
+
+
+def banner(session: Session, num_parameters: int, resumed: Saved | None, changes: list[str]) -> str:
+    """Target and lineage, model, data, plan, run directory."""
+    e, prepared, world = session.experiment, session.prepared, session.world
+    lineage = " <- ".join(c.__name__ for c in type(e).__mro__ if getattr(c, "__root__", False))
+    where = (
+        torch.cuda.get_device_name(world.device)
+        if world.device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
+    ranks, m = world_size(e), num_microbatches(e)
+    plan = f"{ranks} stages, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
+    held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
+    stops = [
+        f"{e.steps:,} steps" if e.steps else "",
+        f"{_si(e.tokens)} tokens" if e.tokens else "",
+        f"{e.seconds:g} s" if e.seconds else "",
+    ]
+    lines = [
+        f"forgather_dsl {__version__}  {lineage}  {where}" + (f" x {ranks} ranks" if ranks > 1 else ""),
+        f"model   {type(e.model).__name__} {_si(num_parameters)} parameters, {e.model.num_layers} layers, dim {e.model.dim}, seq {e.seq_len}",
+        f"data    {prepared.source}: {_si(prepared.train.num_bytes)}B, {_si(prepared.train.num_tokens)} tokens of {prepared.tokenizer.vocab_size}{held_out}",
+        f"plan    {plan}, {m} microbatches of {e.microbatch_size} x {e.seq_len} tokens, until {' or '.join(s for s in stops if s)}",
+        f"run     {session.path}",
+    ]
+    if resumed is not None:
+        lines.append(f"resume  step {session.step}, {resumed.path}")
+    lines += [f"change  {text}" for text in changes]
+    return "\n".join(lines)
+
+
+def next_commands(path: str, experiment: Any) -> str:
+    """What to try with a finished run."""
+    prompt = experiment.sampling.prompt.strip() if experiment.sampling is not None else "Once"
+    return "\n".join(
+        [
+            f"saved   {path}",
+            f'next    python -m forgather_dsl generate {path} "{prompt}"',
+            f"        python -m forgather_dsl show {path}",
+        ]
+    )
+
+
+def _si(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(number) < 1000:
+            return f"{number:.3g} {unit}".strip() if unit else f"{number:.0f}"
+        number /= 1000
+    return f"{number:.3g} P"

@@ -1,0 +1,198 @@
+"""One rank's live state of a run: its stages, optimizer, data and place in them; built from the experiment, saved and restored.
+
+`run_session` is what a single process, a launched rank and a rank of torchrun all call.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.loader import Loader
+from ..dsl import ConfigError, build
+from ..errors import UserError
+from ..models.init import initialise
+from ..parallel.group import World, join, leave, pipeline_group
+from ..parallel.interpreter import Pipeline
+from ..parallel.stage import Stage
+from ..plan.estimate import stage_layers
+from ..plan.schedules import accumulate
+from ..specs import Experiment, FullRecompute
+from ..specs.experiment import num_microbatches, world_size
+from . import checkpoint
+from .agreement import Ranks
+from .optimizers import named_states, parameter_groups
+from .prepare import Prepared, prepare
+
+
+class Session:
+    """Everything one rank needs to train."""
+
+    def __init__(self, experiment: Experiment, path: str, prepared: Prepared, world: World) -> None:
+        self.experiment, self.path, self.prepared, self.world = experiment, path, prepared, world
+        self.pipeline, self.stage = _pipeline(experiment, world)
+        self.parameters = dict(self.pipeline.named_parameters())
+        self.ranks = Ranks(world, list(self.parameters))
+        self.optimizer: Any = build(experiment.optimizer, params=parameter_groups(self.parameters.items()))
+        for group in self.optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+        self.lr_schedule = build(experiment.lr_schedule)
+        self.loss_fn = build(experiment.loss)
+        self.loader = self._loader(prepared.train, shuffle=True)
+        self.held_out = self._loader(prepared.held_out, shuffle=False) if prepared.held_out else None
+        self.step = 0  # optimizer steps done
+        self.tokens = 0  # trained on
+        self.seconds = 0.0  # of training, over all starts
+        self.skipped = 0  # steps in a row that were not finite
+        self._since = time.monotonic()
+
+    def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
+        e = self.experiment
+        return Loader(
+            tokens=tokens,
+            seq_len=e.seq_len,
+            batch_size=e.batch_size,
+            seed=e.seed,
+            shuffle=shuffle,
+            eos_id=self.prepared.tokenizer.eos_id,
+            documents=e.isolate_documents,
+            rank=0,
+            replicas=1,
+        )
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all starts."""
+        return self.seconds + time.monotonic() - self._since
+
+    def num_parameters(self) -> int:
+        """Of the whole model, each once."""
+        return sum(self.ranks.gather(sum(p.numel() for p in self.parameters.values())))
+
+    def peak_memory(self) -> int:
+        """Bytes: of the GPU if this rank has one, else of the process."""
+        if self.world.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.world.device)
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def save(self) -> str:
+        """Write a checkpoint from all ranks; returns its path."""
+        tensors: dict[str, torch.Tensor] = {f"weights/{name}": p for name, p in self.parameters.items()}
+        scalars: dict[str, dict[str, Any]] = {}
+        for name, _, state in named_states(self.optimizer):
+            tensors.update({f"optimizer/{name}/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)})
+            scalars[name] = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
+        state = {"data": self.loader.state_dict(), "tokens": self.tokens, "seconds": self.elapsed()}
+        folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
+        return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep)
+
+    @torch.no_grad()
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Go on from a verified checkpoint, whatever the number of stages that wrote it."""
+        available = list(saved.keys())
+        wanted = {f"weights/{name}": p for name, p in self.parameters.items()}
+        for key, tensor in saved.tensors(wanted):
+            wanted[key].copy_(tensor)
+        for name, parameter, state in named_states(self.optimizer):
+            prefix = f"optimizer/{name}/"
+            for key, tensor in saved.tensors(k for k in available if k.startswith(prefix)):
+                on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
+                state[key.removeprefix(prefix)] = tensor if on_host else tensor.to(parameter.device)
+            state.update(saved.manifest["scalars"].get(name, {}))
+        self.step = saved.step
+        self.loader.load_state_dict(saved.manifest["state"]["data"])
+        self.tokens = saved.manifest["state"]["tokens"]
+        self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
+
+
+def _pipeline(experiment: Experiment, world: World) -> tuple[Pipeline, Stage]:
+    """This rank's stage of the model, initialised, and the interpreter of its schedule."""
+    stages, microbatches = world_size(experiment), num_microbatches(experiment)
+    if world.size != stages:
+        raise UserError(f"{type(experiment).__name__} runs on {stages} ranks, but {world.size} were started")
+    parallel: Any = experiment.parallel
+    schedule = (
+        accumulate(microbatches) if stages == 1 else build(parallel.schedule, stages=stages, microbatches=microbatches)
+    )
+    with torch.device("meta"):
+        model: Any = build(experiment.model)
+    stage = Stage(
+        model,
+        world.rank,
+        stages,
+        stage_layers(experiment)[world.rank],
+        world.device,
+        autocast=build(experiment.precision).autocast(world.device),
+        recompute="full" if isinstance(experiment.recompute, FullRecompute) else "none",
+    )
+    initialise(model, experiment.seed)
+    return Pipeline([stage], schedule, experiment.seed, pipeline_group(world, stages)), stage
+
+
+def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume: str, changes: list[str]) -> None:
+    """Train as this rank, from the newest checkpoint or from the start, to the end.
+
+    Raises:
+        UserError: training failed (exit code 4). Interrupted: stopped and saved (130).
+    """
+    world = join()
+    try:
+        _train(experiment, path, prepared, world, resume, changes)
+    finally:
+        leave(world)
+
+
+def join_session(experiment: Experiment, path: str, resume: str, describe: Callable[[], list[str]]) -> None:
+    """The same as a rank that another launcher started: rank 0 alone makes the data and runs `describe`, the others wait.
+
+    Args:
+        describe: writes the run directory; returns what changed since it was last written.
+    """
+    world = join()
+    try:
+        ranks = Ranks(world, [])
+        said: tuple[list[str], str | None] = ([], None)
+        if ranks.rank == 0:
+            try:
+                said = (describe(), None)
+                prepare(experiment)
+            except (UserError, ConfigError) as error:
+                said = ([], str(error))
+        changes, problem = ranks.gather(said)[0]
+        if problem is not None:
+            raise UserError(problem if ranks.rank == 0 else "")
+        _train(experiment, path, prepare(experiment), world, resume, changes)
+    finally:
+        leave(world)
+
+
+def _train(
+    experiment: Experiment, path: str, prepared: Prepared, world: World, resume: str, changes: list[str]
+) -> None:
+    from .loop import train
+
+    np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
+    torch.manual_seed(experiment.seed)
+    session = Session(experiment, path, prepared, world)
+    saved = _checkpoint(session, resume)
+    if saved is not None:
+        session.restore(saved)
+    train(session, resumed=saved, changes=changes)
+
+
+def _checkpoint(session: Session, resume: str) -> checkpoint.Saved | None:
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return checkpoint.newest(os.path.join(session.path, "checkpoints"), session.ranks)
+    wrong = next((p for p in session.ranks.gather(checkpoint.problem(resume)) if p), None)
+    if wrong:
+        raise UserError(f"--resume {resume}: {wrong}; `ls` its run directory for others")
+    return checkpoint.open_checkpoint(resume)

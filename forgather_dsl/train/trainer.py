@@ -1,0 +1,146 @@
+"""Trainer: from an experiment to a run. It checks everything that can be checked, makes the data, and starts the ranks.
+
+Imports no torch: a mistake is told within a second, and the launching process stays small. One rank trains in this process;
+several are launched, each reading `config.json` of the run directory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ..dsl import ConfigError, check, warnings
+from ..errors import Interrupted, UserError
+from ..parallel.launch import launch
+from ..plan.estimate import require_fit
+from ..specs import Experiment
+from ..specs.experiment import world_size
+from . import directory
+from .prepare import prepare
+
+if TYPE_CHECKING:
+    from ..runs.run import Run
+
+RANK_OF_RUN = "FORGATHER_RUN"  # set in the ranks that a Trainer launched: the run directory
+
+
+class Trainer:
+    """Trains an experiment.
+
+    Args:
+        experiment: what to train.
+        out: the run directory; None: `runs/<name>-<digest8>`.
+        resume: "auto" goes on where the directory stops, "never" starts a new one, a path starts from that checkpoint.
+        allow_change: resume although model, data, optimizer, seed, loss or batch changed.
+        target, command: recorded in the run directory.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        out: str | None = None,
+        resume: str = "auto",
+        allow_change: bool = False,
+        target: str | None = None,
+        command: list[str] | None = None,
+    ) -> None:
+        self.experiment, self.out, self.resume = experiment, out, resume
+        self.allow_change, self.target, self.command = allow_change, target, command
+
+    def fit(self) -> Run:
+        """Train to the end and return the run.
+
+        Raises:
+            ConfigError: the experiment is incomplete or contradicts itself (every problem at once).
+            UserError: data, hardware or training failed; `exit_code` says which.
+            Interrupted: Ctrl-C or SIGTERM, after a checkpoint was saved.
+        """
+        from ..runs.run import Run
+
+        if RANK_OF_RUN in os.environ:
+            raise UserError(
+                "fit() was called while a rank imported this script; put the call under if __name__ == '__main__':"
+            )
+        experiment = self.experiment
+        check(experiment)
+        for text in warnings(experiment):
+            print(f"warning: {text}", file=sys.stderr)
+        require_fit(experiment)
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            return self._as_rank()
+        path, changes = self._directory()
+        prepared = prepare(experiment)
+        directory.write(experiment, path, self.target, self.command)
+        world = world_size(experiment)
+        if world == 1:
+            from .session import run_session
+
+            run_session(experiment, path, prepared, resume=self.resume, changes=changes)
+        else:
+            self._launch(path, world, changes)
+        return Run(path)
+
+    def _directory(self) -> tuple[str, list[str]]:
+        path = directory.choose(self.experiment, self.out, self.resume)
+        if not os.path.exists(os.path.join(path, "config.json")):
+            return path, []
+        if self.resume == "never":
+            raise UserError(
+                f"{path} holds a run already; leave out --resume never to go on with it, or choose another --out"
+            )
+        return path, directory.refuse_changes(self.experiment, path, self.allow_change)
+
+    def _launch(self, path: str, world: int, changes: list[str]) -> None:
+        _require_importable(self.experiment)
+        command = [sys.executable, "-m", "forgather_dsl.train.rank", path, self.resume, *changes]
+        code = launch(
+            command,
+            world,
+            {RANK_OF_RUN: os.path.abspath(path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        if code == 130:
+            raise Interrupted(f"interrupted; saved in {path}")
+        if code:
+            raise UserError("", exit_code=code)  # the rank has said why
+
+    def _as_rank(self) -> Run:
+        """A rank of torchrun or of a cluster."""
+        from ..runs.run import Run
+        from .session import join_session
+
+        path = directory.choose(self.experiment, self.out, "auto")
+
+        def describe() -> list[str]:
+            _, changes = self._directory()
+            directory.write(self.experiment, path, self.target, self.command)
+            return changes
+
+        join_session(self.experiment, path, self.resume, describe)
+        return Run(path)
+
+
+def _require_importable(experiment: Experiment) -> None:
+    """Ranks import the user's own components by name; what only this process knows is told before they start."""
+    from ..dsl import to_dict
+
+    lost = [t for t in _user_targets(directory.portable(to_dict(experiment))) if t.startswith("__main__:")]
+    if lost:
+        names = ", ".join(sorted({t.partition(":")[2] for t in lost}))
+        raise ConfigError(
+            f"{names}: defined in a notebook or at the prompt, where the {world_size(experiment)} ranks of this experiment "
+            "cannot import it; put it into a .py file and import it from there"
+        )
+
+
+def _user_targets(config: object) -> list[str]:
+    """`$type` of every node whose code is the user's own, and every `$object`."""
+    if isinstance(config, list):
+        return [t for item in config for t in _user_targets(item)]
+    if not isinstance(config, dict):
+        return []
+    here = [str(config["$object"])] if "$object" in config else [str(config["$type"])] if "$target" in config else []
+    if str(config.get("$target", "")).startswith("__main__:"):
+        here.append(str(config["$target"]))
+    return here + [t for value in config.values() for t in _user_targets(value)]
