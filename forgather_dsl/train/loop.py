@@ -23,6 +23,10 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
         UserError: loss or gradients were not finite for `MAX_SKIPPED` steps in a row (exit code 4).
     """
     experiment, seconds = session.experiment, session.seconds
+    if progress(session, seconds) >= 1:
+        if session.ranks.rank == 0:
+            print(f"{session.path} is finished already, at step {session.step}; --resume never trains it again")
+        return
     with Reporter(session, resumed, changes) as report, StopRequest() as request:
         if session.step == 0 and experiment.sampling is not None:
             report.sample(write_sample(session))

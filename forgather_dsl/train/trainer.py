@@ -17,7 +17,6 @@ from ..plan.estimate import require_fit
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
-from .prepare import prepare
 
 if TYPE_CHECKING:
     from ..runs.run import Run
@@ -58,6 +57,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint was saved.
         """
         from ..runs.run import Run
+        from .prepare import prepare
 
         if RANK_OF_RUN in os.environ:
             raise UserError(
