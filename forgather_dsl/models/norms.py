@@ -30,7 +30,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., dim]` to `[..., dim]`."""
-        return F.rms_norm(x, (self.dim,), self.weight, self.eps)
+        weight = self.weight.to(x.dtype)  # the fused kernels want one dtype; under autocast there would be two
+        return F.rms_norm(x, (self.dim,), weight, self.eps)
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
