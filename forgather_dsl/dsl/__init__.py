@@ -8,8 +8,7 @@ from .annotations import Factory
 from .build import build
 from .check import check, is_mixin, missing, problems, warnings
 from .compare import Difference, diff, digest, snapshot
-from .errors import ConfigError, Frozen, LoadError, MissingValue, PatchError, UnknownField, Untrusted
-from .errors import Cycle as CycleError
+from .errors import ConfigError, CycleError, Frozen, LoadError, MissingValue, PatchError, UnknownField, Untrusted
 from .explain import Said, explain
 from .graph import Graph, graph, walk
 from .lazy import Lazy, replace

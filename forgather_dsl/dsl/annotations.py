@@ -7,12 +7,17 @@ a value must be checked or parsed, so a name that exists only under TYPE_CHECKIN
 from __future__ import annotations
 
 import collections.abc
+import re
 import sys
 import types
 import typing
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
+_TypeAlias: Any = getattr(typing, "TypeAliasType", ())  # `type X = ...`, Python 3.12
 
 
 class FactoryMark:
@@ -33,57 +38,96 @@ class Unresolved:
         self.text, self.reason = text, reason
 
 
-def own_annotations(cls: type) -> dict[str, Any]:
-    """The annotations written in this class body, unevaluated where Python allows it."""
-    if sys.version_info >= (3, 14):
-        import annotationlib  # PEP 649: annotations are computed on demand
+def own_annotations(written_in: Any) -> dict[str, Any]:
+    """The annotations written in a class body or at a function, unevaluated where Python allows it."""
+    if sys.version_info >= (3, 14):  # PEP 649: computed on demand, and a name that is not there yet would raise
+        import annotationlib
 
-        return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
-    return dict(cls.__dict__.get("__annotations__", {}))  # noqa: RUF063 inspect's version needs a whole class
+        found = annotationlib.get_annotations(written_in, format=annotationlib.Format.FORWARDREF)
+        if "ForwardRef(" not in repr(found):
+            return found
+        text = annotationlib.get_annotations(written_in, format=annotationlib.Format.STRING)
+        return {k: text[k] if "ForwardRef(" in repr(v) else v for k, v in found.items()}
+    return dict(getattr(written_in, "__annotations__", {}))
 
 
 def is_class_variable(annotation: Any) -> bool:
     """Whether the annotation is ClassVar, written out or as text."""
     text = annotation if isinstance(annotation, str) else str(annotation)
-    return text.removeprefix("typing.").removeprefix("t.").startswith("ClassVar")
+    return re.match(r"(\w+\.)?ClassVar\b", text) is not None
 
 
-def evaluate(annotation: Any, module: str) -> Any:
-    """The annotation as an object, or `Unresolved`."""
+def names_in(annotations: Mapping[str, Any]) -> set[str]:
+    """Every identifier in annotations that are text."""
+    return {word for text in annotations.values() if isinstance(text, str) for word in re.findall(r"\w+", text)}
+
+
+def evaluate(annotation: Any, module: str, names: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The annotation as an object, or `Unresolved`; `names` are those of the function around the class."""
     text = getattr(annotation, "__forward_arg__", annotation)
-    if not isinstance(text, str):
-        return annotation
-    names = dict(vars(typing))
-    names.update(vars(sys.modules[module]) if module in sys.modules else {})
-    try:
-        return eval(text, names)
-    except Exception as error:  # anything may be written in an annotation
-        return Unresolved(text, str(error))
+    if isinstance(text, str):
+        around = vars(sys.modules[module]) if module in sys.modules else {}
+        try:
+            annotation = eval(text, {}, ChainMap(dict(names), dict(around), dict(vars(typing))))
+        except Exception as error:  # anything may be written in an annotation
+            return Unresolved(text, str(error))
+    return annotation.__value__ if _TypeAlias and isinstance(annotation, _TypeAlias) else annotation
+
+
+def is_union(annotation: Any) -> bool:
+    """`A | B` and `Union[A, B]`."""
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def is_factory(annotation: Any) -> bool:
-    """Whether the annotation is `Factory[...]`, also as `Factory[...] | None`."""
+    """Whether the annotation is `Factory[...]`, also as `Factory[...] | None`, also where it cannot be evaluated."""
+    if isinstance(annotation, Unresolved):
+        return re.search(r"\bFactory\[", annotation.text) is not None
     if typing.get_origin(annotation) is Annotated:
         return any(isinstance(mark, FactoryMark) for mark in annotation.__metadata__)
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return any(is_factory(option) for option in typing.get_args(annotation))
-    return False
+    return is_union(annotation) and any(is_factory(option) for option in typing.get_args(annotation))
 
 
-def lazy_class(annotation: Any) -> type | None:
-    """The Lazy class in an annotation (`Norm`, `Factory[Norm]`, `Norm | None`), if there is one."""
+def lazy_classes(annotation: Any) -> Iterator[type]:
+    """The Lazy classes that an annotation takes: of `Norm`, `Factory[Norm]`, `Norm | None`."""
     from .lazy import Lazy
 
     origin = typing.get_origin(annotation)
-    if isinstance(annotation, type) and origin is None:
-        return annotation if issubclass(annotation, Lazy) else None
-    if isinstance(origin, type) and issubclass(origin, Lazy):
-        return origin
+    kind = annotation if origin is None else origin
+    if isinstance(kind, type) and issubclass(kind, Lazy):
+        yield kind
+    elif origin is Annotated:
+        yield from lazy_classes(typing.get_args(annotation)[0])
+    elif is_union(annotation):
+        for option in typing.get_args(annotation):
+            yield from lazy_classes(option)
+
+
+def lazy_class(annotation: Any) -> type | None:
+    """The first Lazy class in an annotation, if there is one."""
+    return next(lazy_classes(annotation), None)
+
+
+def settled(value: Any, annotation: Any) -> Any:
+    """The one spelling of a value: `lr = 1` and `lr = 1.0` are one configuration; mappings and loose lists are frozen."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if type(value) is int:
+        return (
+            float(value)
+            if annotation is float or (is_union(annotation) and float in args and int not in args)
+            else value
+        )
     if origin is Annotated:
-        return lazy_class(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return next((found for option in typing.get_args(annotation) if (found := lazy_class(option))), None)
-    return None
+        return settled(value, args[0])
+    if is_union(annotation):
+        return settled(value, next((option for option in args if fits(value, option)), Any))
+    if isinstance(value, tuple) and type(value) is tuple:
+        kinds = _item_kinds(value, args) if origin is tuple else (Any,) * len(value)
+        return tuple(map(settled, value, kinds))
+    if isinstance(value, Mapping):
+        kind = args[1] if len(args) == 2 else Any
+        return MappingProxyType({k: settled(item, kind) for k, item in value.items()})
+    return tuple(settled(item, Any) for item in value) if type(value) is list and annotation is Any else value
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -95,38 +139,54 @@ def fits(value: Any, annotation: Any) -> bool:
         return True
     if annotation is None or annotation is type(None):
         return value is None
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is float or annotation is int:
+        return isinstance(value, int if annotation is int else (int, float)) and not isinstance(value, bool)
     if isinstance(value, Lazy) and type(value).__universal__:
         return True
     if isinstance(value, Lazy) and type(value).__wildcard__:
         options: tuple[Any, ...] = getattr(value, "options", ())
         return is_factory(annotation) and all(fits(option, annotation) for option in options)
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return fits(value, args[0])
     if origin is typing.Literal:
         return any(value == option and type(value) is type(option) for option in args)
-    if origin in (typing.Union, types.UnionType):
+    if is_union(annotation):
         return any(fits(value, option) for option in args)
+    return _fits_kind(value, annotation, origin, args)
+
+
+def _fits_kind(value: Any, annotation: Any, origin: Any, args: tuple[Any, ...]) -> bool:
+    from .lazy import Lazy
+
     if origin is tuple:
-        return isinstance(value, tuple) and _tuple_fits(value, args)
-    if origin in (dict, collections.abc.Mapping):
-        return isinstance(value, collections.abc.Mapping)
-    if origin is collections.abc.Callable:
+        kinds = _item_kinds(value, args) if isinstance(value, tuple) else None
+        return kinds is not None and len(kinds) == len(value) and all(map(fits, value, kinds))
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
+    if annotation is dict:
+        return isinstance(value, Mapping)
+    if origin is collections.abc.Callable or annotation is collections.abc.Callable:
         return callable(value) and not isinstance(value, Lazy)
     kind = origin if isinstance(origin, type) else annotation
     if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
-        return isinstance(value, kind)
+        return isinstance(value, kind) or getattr(value, "__stands_for_code__", False)
     return True
 
 
-def _tuple_fits(value: tuple[Any, ...], args: tuple[Any, ...]) -> bool:
-    if len(args) == 2 and args[1] is ...:
-        return all(fits(item, args[0]) for item in value)
-    return len(value) == len(args) and all(fits(item, arg) for item, arg in zip(value, args))
+def _item_kinds(value: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0],) * len(value) if len(args) == 2 and args[1] is ... else args
+
+
+def item_annotation(annotation: Any, index: int = 0) -> Any:
+    """What an annotation says about an item of a tuple, or a value of a mapping."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated or is_union(annotation):
+        options = [args[0]] if origin is Annotated else args
+        return next((item for option in options if (item := item_annotation(option, index)) is not Any), Any)
+    if origin is tuple:
+        return args[0] if len(args) == 2 and args[1] is ... else args[index] if index < len(args) else Any
+    return args[1] if origin in (dict, Mapping) else Any
 
 
 def describe(annotation: Any) -> str:
@@ -135,6 +195,8 @@ def describe(annotation: Any) -> str:
         return annotation.text
     if typing.get_origin(annotation) is Annotated:
         return describe(typing.get_args(annotation)[0])
+    if is_union(annotation):
+        return " | ".join(map(describe, typing.get_args(annotation)))
     if isinstance(annotation, type) and typing.get_origin(annotation) is None:
         return "None" if annotation is type(None) else annotation.__name__
-    return str(annotation).replace("typing.", "")
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")

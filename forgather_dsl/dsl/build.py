@@ -7,21 +7,39 @@ Lazy that was being built.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from .annotations import is_factory
 from .errors import ConfigError, suggest
-from .lazy import Lazy, annotation_of
+from .fields import annotation_of, verify
+from .graph import holds_lazy, join
+from .imports import import_target
+from .lazy import Lazy, given
 
 T = TypeVar("T")
 Memo = dict[int, tuple[Any, Lazy[Any]]]
 
 
-def build(lazy: Lazy[T], *, memo: Memo | None = None, **runtime: Any) -> T:
+class Site(NamedTuple):
+    """Where something is being built: the Lazy that `build` was asked for, and the path below it."""
+
+    root: Lazy[Any]
+    path: str = ""
+
+    def below(self, name: str) -> Site:
+        """The site of a field or an item."""
+        return Site(self.root, join(self.path, name))
+
+    def __str__(self) -> str:
+        from .check import said_at
+
+        name = type(self.root).__name__
+        return f"{name}.{self.path}{said_at(self.root, self.path)}" if self.path else name
+
+
+def build(lazy: Lazy[T], /, *, memo: Memo | None = None, **runtime: Any) -> T:
     """Import the target of `lazy` and call it with its fields (children first) and `runtime`.
 
     Args:
@@ -29,54 +47,71 @@ def build(lazy: Lazy[T], *, memo: Memo | None = None, **runtime: Any) -> T:
         runtime: what only the caller knows (`params=`, `dim=`); may not overlap the fields.
 
     Raises:
-        ConfigError: a field is missing, the target does not exist, or `runtime` overlaps the fields.
+        ConfigError: a field is missing, the target does not exist or takes other arguments, or `runtime` overlaps the fields.
     """
-    return _build(lazy, {} if memo is None else memo, runtime, "")
+    given(lazy)
+    return _build(lazy, {} if memo is None else memo, runtime, Site(lazy))
 
 
-def _build(value: Any, memo: Memo, runtime: Mapping[str, Any], path: str) -> Any:
+def _build(value: Any, memo: Memo, runtime: Mapping[str, Any], site: Site) -> Any:
     if isinstance(value, Lazy):
         if id(value) not in memo:
-            memo[id(value)] = (_construct(value, memo, runtime, path), value)  # ids are reused: keep the Lazy alive
+            memo[id(value)] = (_construct(value, memo, runtime, site), value)  # ids are reused: keep the Lazy alive
         return memo[id(value)][0]
-    if isinstance(value, tuple):
-        return tuple(_build(item, memo, {}, f"{path}[{i}]") for i, item in enumerate(value))
-    if isinstance(value, MappingProxyType):
-        return {k: _build(item, memo, {}, f"{path}[{k!r}]") for k, item in value.items()}
+    if isinstance(value, tuple) and holds_lazy(value):
+        return tuple(_build(item, memo, {}, site.below(f"[{i}]")) for i, item in enumerate(value))
+    if isinstance(value, Mapping):
+        return {k: _build(item, memo, {}, site.below(f"[{k!r}]")) for k, item in value.items()}
     return value
 
 
-def _construct(lazy: Lazy[Any], memo: Memo, runtime: Mapping[str, Any], path: str) -> Any:
+def _construct(lazy: Lazy[Any], memo: Memo, runtime: Mapping[str, Any], site: Site) -> Any:
     cls = type(lazy)
     overlap = sorted(set(runtime) & set(cls.__fields__))
     if overlap:
         raise ConfigError(
-            f"build({cls.__name__}, ...): {', '.join(overlap)} are fields; set them with replace(), not at build"
+            f"build({cls.__name__}, ...): {', '.join(overlap)} {'is a field' if len(overlap) == 1 else 'are fields'}; "
+            f"set with replace(x, {overlap[0]}=...), not at build"
         )
-    hook = getattr(lazy, "__build__", None)
     try:
+        if hasattr(lazy, "__choose__"):
+            raise ConfigError(f"{cls.__name__} alternates over layers; it stands in a field annotated Factory[...]")
+        hook = getattr(lazy, "__build__", None)
         if hook is not None:
-            return hook(functools.partial(_build, memo=memo, runtime={}, path=path), **runtime)
-        target = import_target(cls)
-        return target(**arguments(lazy, memo, path), **runtime)
+            _verify_together(lazy)
+            return hook(functools.partial(_build, memo=memo, runtime={}, site=site), **runtime)
+        target, values = callee(lazy)
+        made = {name: _argument(lazy, name, value, memo, site) for name, value in values.items()}
+        _verify_call(lazy, target, {**made, **runtime})
+        return target(**made, **runtime)
     except Exception as error:
         if not getattr(error, "_at_lazy", False):
-            error.add_note(f"while building {path or cls.__name__}: {lazy!r}")
+            error.add_note(f"while building {site}: {lazy!r}")
             error._at_lazy = True  # type: ignore[attr-defined]
         raise
 
 
-def arguments(lazy: Lazy[Any], memo: Memo, path: str = "") -> dict[str, Any]:
-    """The fields of a Lazy as constructor arguments: children built, factories as callables."""
-    cls, out = type(lazy), {}
-    for name in cls.__fields__:
-        value = getattr(lazy, name)
-        below = f"{path}.{name}" if path else name
-        if isinstance(value, Lazy) and is_factory(annotation_of(cls, name)):
-            out[name] = LazyFactory(value, below)
-        else:
-            out[name] = _build(value, memo, {}, below)
-    return out
+def callee(lazy: Lazy[Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """What to call and with which values, not yet built. A class may say so itself, in `__call_of__`."""
+    own = getattr(lazy, "__call_of__", None)
+    if own is not None:
+        return own()
+    _verify_together(lazy)
+    return import_target(type(lazy)), {name: getattr(lazy, name) for name in type(lazy).__fields__}
+
+
+def _verify_together(lazy: Lazy[Any]) -> None:
+    """Validators once more, with the instance, for those that look at other fields."""
+    for name, attribute in type(lazy).__fields__.items():
+        if attribute.validator is not None:
+            verify(type(lazy), name, getattr(lazy, name), lazy)
+
+
+def _argument(lazy: Lazy[Any], name: str, value: Any, memo: Memo, site: Site) -> Any:
+    fields = type(lazy).__fields__
+    if isinstance(value, Lazy) and name in fields and is_factory(annotation_of(type(lazy), name)):
+        return LazyFactory(value, site.below(name))
+    return _build(value, memo, {}, site.below(name))
 
 
 class LazyFactory:
@@ -85,71 +120,53 @@ class LazyFactory:
     Of the context that a caller offers, the target gets what its signature declares.
     """
 
-    def __init__(self, lazy: Lazy[Any], path: str = "") -> None:
-        self.lazy, self.path = lazy, path
+    def __init__(self, lazy: Lazy[Any], site: Site | None = None) -> None:
+        self.lazy, self.site = lazy, site or Site(lazy)
 
     def __call__(self, **context: Any) -> Any:
         lazy = self.lazy
-        choose = getattr(lazy, "__choose__", None)
-        if choose is not None:
-            lazy = choose(context)
-        return _build(lazy, {}, _accepted(type(lazy), context), self.path)
+        while hasattr(lazy, "__choose__"):
+            lazy = lazy.__choose__(context)  # type: ignore[attr-defined]
+        return _build(lazy, {}, _wanted(lazy, context), self.site)
 
     def __repr__(self) -> str:
         return f"LazyFactory({self.lazy!r})"
 
 
-def _accepted(cls: type[Lazy[Any]], context: Mapping[str, Any]) -> dict[str, Any]:
-    if hasattr(cls, "__build__"):
-        return dict(context)
-    declared = signature(import_target(cls))
-    fields = set(cls.__fields__)
-    return {k: v for k, v in context.items() if (declared is None or k in declared) and k not in fields}
+def _wanted(lazy: Lazy[Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    hook = getattr(lazy, "__build__", None)
+    target, values = (hook, type(lazy).__fields__) if hook is not None else callee(lazy)
+    declared = parameters(target)
+    return {k: v for k, v in context.items() if (declared is None or k in declared) and k not in values}
 
 
-@functools.cache
-def signature(target: Callable[..., Any]) -> frozenset[str] | None:
-    """Parameter names of a target; None when it takes any keyword."""
-    parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+def parameters(target: Callable[..., Any]) -> frozenset[str] | None:
+    """Names that a target takes as keywords; None when it takes any."""
+    try:
+        found = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):  # some built-in types do not tell
+        return frozenset()
+    if any(p.kind is p.VAR_KEYWORD for p in found):
         return None
-    return frozenset(p.name for p in parameters)
+    return frozenset(p.name for p in found if p.kind is not p.POSITIONAL_ONLY)
 
 
-def import_target(cls: type[Lazy[Any]]) -> Callable[..., Any]:
-    """What a Lazy class builds. Raises ConfigError naming the part of the path that does not exist."""
-    if cls.__target__ is None:
-        raise ConfigError(
-            f"{cls.__name__} does not say what it builds; write class {cls.__name__}({cls.__bases__[0].__name__}"
-            '["package.module.Thing"])'
-        )
-    return cls.__target__ if not isinstance(cls.__target__, str) else import_path(cls.__target__, cls.__module__)
-
-
-def import_path(path: str, module: str = "") -> Any:
-    """`package.module.Thing` or `package.module:Thing`; a bare `Thing` is looked up in `module`."""
-    parts = path.replace(":", ".").split(".")
-    if len(parts) == 1 and module:
-        found = getattr(importlib.import_module(module), parts[0], None)
-        if found is None:
-            raise ConfigError(f"{module} has no {parts[0]!r}")
-        return found
-    for end in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise
-        for part in parts[end:]:
-            if not hasattr(found, part):
-                raise ConfigError(f"{path}: {name} has no {part!r}{suggest(part, public_names(found), 'it has')}")
-            found = getattr(found, part)
-        return found
-    raise ConfigError(f"{path}: no module named {parts[0]!r}; is it installed, or misspelt?")
-
-
-def public_names(thing: Any) -> list[str]:
-    """What an object offers, for suggestions."""
-    return [name for name in vars(cast(Any, thing)) if not name.startswith("_")]
+def _verify_call(lazy: Lazy[Any], target: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the target does not take these arguments, before it runs."""
+    try:
+        signature = inspect.signature(target)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(**values)
+    except TypeError as error:
+        cls, known = type(lazy), parameters(target) or frozenset()
+        text = f"{cls.__name__} builds {getattr(target, '__qualname__', target)}: {error}"
+        unknown = [name for name in values if name not in known]
+        needed = [name for name in cls.__runtime__ if name not in values]
+        if unknown:
+            text += suggest(unknown[0], known, "it takes")
+        elif needed:
+            names = ", ".join(needed)
+            text += f"; {cls.__name__} is built with {names}: annotate the field that holds it as Factory[...], or pass them to build"
+        raise ConfigError(text) from None

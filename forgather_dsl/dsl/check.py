@@ -3,51 +3,88 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .errors import ConfigError, MissingValue, PatchError, place
-from .graph import walk
-from .lazy import Lazy, accept
+from .errors import ConfigError, MissingValue, PatchError, place, title
+from .fields import verify
+from .graph import Entry, join, walk
+from .lazy import Lazy, given
 from .resolve import fold
 from .source import class_body, line_of
 from .words import Patch
 
 
-def problems(root: Lazy[Any]) -> list[ConfigError]:
+def problems(root: Lazy[Any], /) -> list[ConfigError]:
     """Every root cause, once. Rules of the components' own `__check__` are asked only when all values are there."""
+    given(root)
+    entries = list(walk(root, strict=False))
     found: dict[str, ConfigError] = {}
-    nodes: list[tuple[str, Lazy[Any]]] = []
-    for entry in walk(root, strict=False):
-        if entry.error is not None:
-            for text in entry.error.problems:
-                found.setdefault(text, _one(entry.error, f"{entry.path}: {text}" if _is_bare(entry, text) else text))
-        elif isinstance(entry.value, Lazy) and entry.shared is None:
-            nodes.append((entry.path, entry.value))
+    for path, error, itself in _causes(entries):
+        how = _how_to_fill(entries, path) if itself else ""
+        for text in error.problems:
+            where = text if _names(text, path) or text.startswith(f"{title(type(root))}.{path}") else f"{path}: {text}"
+            found.setdefault(where, type(error)(where + how))
+    nodes = [(e.path, e.value) for e in entries if isinstance(e.value, Lazy) and e.shared is None]
     for path, node in nodes:
         for text in _revalidated(node):
             found.setdefault(text, ConfigError(f"{path}: {text}" if path else text))
     if not found:
         for path, node in nodes:
             for field, text in _own_rules(node):
-                at = f"{path}.{field}" if path else field
+                at = join(path, field)
                 message = f"{at}: {text}{said_at(root, at)}"
                 found.setdefault(message, ConfigError(message))
     return list(found.values())
 
 
-def check(root: Lazy[Any]) -> None:
+def check(root: Lazy[Any], /) -> None:
     """Raise one ConfigError that lists every problem, if there is any."""
     found = problems(root)
     if found:
         texts = [str(problem) for problem in found]
         kind = type(found[0]) if len({type(p) for p in found}) == 1 else ConfigError
-        raise kind(f"{type(root).__qualname__}:\n  " + "\n  ".join(texts) if len(texts) > 1 else texts[0], texts)
+        raise kind(f"{title(type(root))}:\n  " + "\n  ".join(texts) if len(texts) > 1 else texts[0], texts)
 
 
-def missing(root: Lazy[Any]) -> list[str]:
+def missing(root: Lazy[Any], /) -> list[str]:
     """Paths that nothing fills."""
-    return [e.path for e in walk(root, strict=False) if isinstance(e.error, MissingValue)]
+    return [path for path, error, _ in _causes(walk(root, strict=False)) if isinstance(error, MissingValue)]
+
+
+def _causes(entries: Iterable[Entry]) -> list[tuple[str, ConfigError, bool]]:
+    """Path, error, and whether the path is the very field, for each root cause of a walk's errors.
+
+    A derived field fails with what it reads: that is reported once, where it stands if the walk came past it.
+    """
+    failed = [entry for entry in entries if entry.error is not None]  # keeps the instances alive, so ids stay apart
+    causes: dict[Any, tuple[str, ConfigError, bool]] = {}
+    for entry in failed:
+        error: Any = entry.error
+        here = (id(entry.owner), entry.path.rpartition(".")[2])
+        missing_one = isinstance(error, MissingValue) and error.instance is not None
+        cause = (id(error.instance), error.field) if missing_one else str(error)
+        if cause not in causes or cause == here:
+            causes[cause] = entry.path, error, cause == here
+    return list(causes.values())
+
+
+def _names(text: str, path: str) -> bool:
+    return text.startswith((f"{path}:", f"{path} "))
+
+
+def _how_to_fill(entries: list[Entry], path: str) -> str:
+    """What to write for a missing value: `; write model = patch(Llama, dim=...) in a subclass, or --set model.dim=...`."""
+    kinds = {e.path: type(e.value).__name__ for e in entries if isinstance(e.value, Lazy)}
+    *above, name = path.split(".")
+    text = f"{name}=..."
+    for depth in range(len(above), 0, -1):
+        kind = kinds.get(".".join(above[:depth]))
+        if kind is None:
+            return ""
+        text = f"{above[depth - 1]}=patch({kind}, {text})"
+    field, _, value = text.partition("=")
+    return f"; write {field} = {value} in a subclass, or --set {path}=..."
 
 
 def is_mixin(root: Lazy[Any]) -> bool:
@@ -66,26 +103,20 @@ def said_at(root: Lazy[Any], path: str) -> str:
 
     try:
         said = explain(root, path)
-    except ConfigError:
+    except Exception:  # this only adds to another error, and must not hide it
         return ""
     return f" ({said[0].where})" if said and said[0].where else ""
 
 
-def _is_bare(entry: Any, text: str) -> bool:
-    return isinstance(entry.error, MissingValue) and entry.path not in text
-
-
-def _one(error: ConfigError, text: str) -> ConfigError:
-    return type(error)(text)
-
-
 def _revalidated(node: Lazy[Any]) -> Iterator[str]:
-    """Derived and patched values, and validators that look at other fields."""
-    for name in type(node).__fields__:
+    """Validators once more, with the instance, for those that look at other fields."""
+    for name, attribute in type(node).__fields__.items():
+        if attribute.validator is None:
+            continue
         try:
-            accept(type(node), name, getattr(node, name), node)
+            verify(type(node), name, getattr(node, name), node)
         except ConfigError as error:
-            if not isinstance(error, (MissingValue, PatchError)):
+            if name in node.__dict__:  # else it does not resolve, which the walk has seen
                 yield str(error)
 
 
@@ -100,16 +131,18 @@ def _early_binding(cls: type[Lazy[Any]]) -> Iterator[str]:
         if base.__module__.startswith("forgather_dsl.") or "__own__" not in base.__dict__:
             continue
         for statement in getattr(class_body(base), "body", ()):
-            if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or not isinstance(statement.value, ast.Call):
+            if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
                 continue
-            for keyword in statement.value.keywords:
-                name = getattr(keyword.value, "id", None)
-                if isinstance(keyword.value, ast.Name) and name in base.__own__:  # type: ignore[attr-defined]
-                    file, _ = line_of(base)
-                    yield (
-                        f"{place(file, statement.lineno)}: {keyword.arg}={name} takes the value of {name} in this class body; "
-                        f"a subclass that changes {name} will not change it. Write it in a @derived method as self.{name}"
-                    )
+            calls = [node for node in ast.walk(statement.value) if isinstance(node, ast.Call)]
+            for keyword in [keyword for call in calls for keyword in call.keywords]:
+                if not isinstance(keyword.value, ast.Name) or keyword.value.id not in base.__own__:  # type: ignore[attr-defined]
+                    continue
+                name = keyword.value.id
+                file, _ = line_of(base)
+                yield (
+                    f"{place(file, keyword.value.lineno)}: {keyword.arg}={name} takes the value of {name} in this class body; "
+                    f"a subclass that changes {name} will not change it. Write it in a @derived method as self.{name}"
+                )
 
 
 def _discarded(cls: type[Lazy[Any]]) -> Iterator[str]:
@@ -121,6 +154,6 @@ def _discarded(cls: type[Lazy[Any]]) -> Iterator[str]:
         for base in later:
             if isinstance(base.__own__[name], Patch) and not issubclass(found.provided_by, base):  # type: ignore[attr-defined]
                 yield (
-                    f"{place(*line_of(found.provided_by, name))}: {found.provided_by.__qualname__} assigns {name}, which discards "
-                    f"the patch of {base.__qualname__} ({place(*line_of(base, name))}); put {base.__qualname__} first, or patch"
+                    f"{place(*line_of(found.provided_by, name))}: {title(found.provided_by)} assigns {name}, which discards "
+                    f"the patch of {title(base)} ({place(*line_of(base, name))}); put {title(base)} first, or patch"
                 )

@@ -6,8 +6,10 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from types import FrameType
+from typing import Any
 
-_HERE = os.path.dirname(__file__)
+_HERE = os.path.dirname(__file__) + os.sep
 
 
 class ConfigError(TypeError):
@@ -23,10 +25,14 @@ class UnknownField(ConfigError, AttributeError):
 
 
 class MissingValue(ConfigError):
-    """A `REQUIRED` field was read before anything filled it."""
+    """A `REQUIRED` field was read before anything filled it: `field` of `instance`."""
+
+    def __init__(self, message: str, problems: Sequence[str] = (), instance: Any = None, field: str = "") -> None:
+        super().__init__(message, problems)
+        self.instance, self.field = instance, field
 
 
-class Cycle(ConfigError):
+class CycleError(ConfigError):
     """Derived fields that need each other."""
 
 
@@ -46,20 +52,41 @@ class Untrusted(ConfigError):
     """Data from a file asked for something that would run code."""
 
 
+def title(cls: type) -> str:
+    """A class as messages name it, without the function it is defined in."""
+    return cls.__qualname__.rpartition("<locals>.")[2]
+
+
+def joined(errors: Sequence[ConfigError]) -> ConfigError:
+    """Several errors as one: of their kind when they agree, with every problem on a line of its own."""
+    if len(errors) == 1:
+        return errors[0]
+    texts = list(dict.fromkeys(text for error in errors for text in error.problems))
+    kinds = {type(error) for error in errors}
+    return (kinds.pop() if len(kinds) == 1 else ConfigError)("\n".join(texts), texts)
+
+
 def suggest(name: str, known: Iterable[str], noun: str = "fields") -> str:
     """`; did you mean 'lr'?`, or the whole list when nothing is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    names = sorted(set(known))
+    lower = {n.lower(): n for n in names}
+    near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     if near:
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; {noun}: {', '.join(names)}" if names else ""
 
 
-def caller(depth: int = 2) -> tuple[str, int]:
-    """File and line of the nearest frame outside the language itself."""
+def outside(depth: int = 2) -> FrameType:
+    """The nearest frame that is not of the language itself."""
     frame = sys._getframe(depth)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
+    return frame
+
+
+def caller(depth: int = 2) -> tuple[str, int]:
+    """File and line of the nearest frame outside the language."""
+    frame = outside(depth + 1)
     return frame.f_code.co_filename, frame.f_lineno
 
 
@@ -67,7 +94,7 @@ def short_path(file: str) -> str:
     """Relative to the working directory when that is shorter."""
     try:
         relative = os.path.relpath(file)
-    except ValueError:  # another drive on Windows
+    except (ValueError, OSError):  # another drive on Windows; a working directory that is gone
         return file
     return relative if len(relative) < len(file) else file
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .errors import ConfigError
-from .lazy import Lazy
+from .lazy import Lazy, given
 
 
 class Entry(NamedTuple):
@@ -16,6 +17,7 @@ class Entry(NamedTuple):
     value: Any
     shared: str | None = None
     error: ConfigError | None = None
+    owner: Any = None  # the Lazy whose field this is
 
 
 def walk(root: Any, path: str = "", *, strict: bool = True) -> Iterator[Entry]:
@@ -23,22 +25,36 @@ def walk(root: Any, path: str = "", *, strict: bool = True) -> Iterator[Entry]:
 
     With `strict=False` a field that does not resolve is an entry with its error, instead of raising it.
     """
-    yield from _walk(root, path, {}, strict)
+    yield from _walk(root, path, {}, strict, None)
 
 
-def _walk(value: Any, path: str, seen: dict[int, str], strict: bool) -> Iterator[Entry]:
+def _walk(value: Any, path: str, seen: dict[int, str], strict: bool, owner: Any) -> Iterator[Entry]:
     if isinstance(value, Lazy):
         if id(value) in seen:
-            yield Entry(path, value, seen[id(value)])
+            yield Entry(path, value, seen[id(value)], None, owner)
             return
         seen[id(value)] = path
-    yield Entry(path, value)
+    yield Entry(path, value, None, None, owner)
     for name, child in children(value, strict):
-        below = name if not path else path + name if name.startswith("[") else f"{path}.{name}"
+        below = join(path, name)
         if isinstance(child, ConfigError):
-            yield Entry(below, None, None, child)
+            yield Entry(below, None, None, child, value)
         else:
-            yield from _walk(child, below, seen, strict)
+            yield from _walk(child, below, seen, strict, value)
+
+
+def join(path: str, name: str) -> str:
+    """`a` and `b` as `a.b`; `a` and `[0]` as `a[0]`."""
+    return name if not path else path + name if name.startswith("[") else f"{path}.{name}"
+
+
+def split_path(path: str) -> list[str]:
+    """`a.b[0].c['x']` and `a.b.0.c.x` as their five parts. Raises ConfigError for anything else."""
+    parts = re.findall(r"\[(?:'([^']*)'|\"([^\"]*)\"|([^\[\]]+))\]|([^.\[\]]+)", path)
+    whole = re.fullmatch(r"[^.\[\]]+(?:\.[^.\[\]]+|\[(?:'[^']*'|\"[^\"]*\"|[^\[\]]+)\])*", path)
+    if whole is None:
+        raise ConfigError(f"{path!r} is not a path; write field.field, or field[0] for an item of a list")
+    return ["".join(groups) for groups in parts]
 
 
 def children(value: Any, strict: bool = True) -> Iterator[tuple[str, Any]]:
@@ -74,6 +90,7 @@ class Graph(NamedTuple):
 
 def graph(root: Lazy[Any]) -> Graph:
     """Lazies and how they hold one another; a node with two incoming edges is shared."""
+    given(root)
     nodes: dict[str, Any] = {}
     edges: list[tuple[str, str, str]] = []
     for entry in walk(root):
@@ -92,10 +109,15 @@ def _above(owner: str, path: str) -> bool:
 
 
 def leaf_text(value: Any) -> str:
-    """A leaf as it is printed and hashed: code by its name, everything else by repr."""
+    """A leaf as it is printed and hashed: code by its name without the folder of its file, everything else by repr."""
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return f"{value.__module__}:{value.__qualname__}"
-    return repr(dict(value)) if isinstance(value, Mapping) else repr(value)
+        from .pickling import path_of
+
+        where, _, name = path_of(value).rpartition(":")
+        module = re.sub(r".*[/\\]|[.]py$", "", where)
+        return f"{module}:{name}"
+    text = repr(dict(value)) if isinstance(value, Mapping) else repr(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)  # an address would be another one in the next process
 
 
 def mermaid(found: Graph) -> str:
@@ -103,7 +125,7 @@ def mermaid(found: Graph) -> str:
     names = {path: f"n{i}" for i, path in enumerate(found.nodes)}
     lines = ["graph TD"]
     lines += [f'  {names[path]}["{type(node).__name__}"]' for path, node in found.nodes.items()]
-    lines += [f"  {names[a]} -- {field} --> {names[b]}" for a, field, b in found.edges]
+    lines += [f'  {names[a]} -- "{_quoted(field)}" --> {names[b]}' for a, field, b in found.edges]
     return "\n".join(lines) + "\n"
 
 
@@ -112,5 +134,9 @@ def dot(found: Graph) -> str:
     names = {path: f"n{i}" for i, path in enumerate(found.nodes)}
     lines = ["digraph experiment {", "  node [shape=box];"]
     lines += [f'  {names[path]} [label="{type(node).__name__}"];' for path, node in found.nodes.items()]
-    lines += [f'  {names[a]} -> {names[b]} [label="{field}"];' for a, field, b in found.edges]
+    lines += [f'  {names[a]} -> {names[b]} [label="{_quoted(field)}"];' for a, field, b in found.edges]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return text.replace('"', "'")

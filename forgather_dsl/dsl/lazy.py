@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, dataclass_transform
 
 import attrs
 
-from .annotations import Unresolved, describe, evaluate, fits
-from .errors import ConfigError, Frozen, UnknownField, caller, place, suggest
-from .words import REQUIRED, Patch, unknown
+from .errors import ConfigError, Frozen, UnknownField, caller, joined, outside, place, suggest
+from .fields import accept, verify_patch
+from .words import REQUIRED, Patch, Stack
 
 T = TypeVar("T")
 _EVOLVE = attrs.evolve.__code__
@@ -26,11 +25,16 @@ _EVOLVE = attrs.evolve.__code__
 class Lazy(Generic[T]):
     """Base of everything configurable. The type argument, a string, is the static result type and the import path."""
 
-    __fields__: ClassVar[Mapping[str, attrs.Attribute[Any]]] = {}
+    __fields__: ClassVar[Mapping[str, attrs.Attribute[Any]]] = {}  # in the order of first declaration
     __own__: ClassVar[Mapping[str, Any]] = {}  # what this class body says, raw
+    __written__: ClassVar[Mapping[str, Any]] = {}  # annotations of this body, unevaluated
+    __writers__: ClassVar[Mapping[str, Any]] = {}  # the class that wrote each field's annotation
+    __names__: ClassVar[Mapping[str, Any]] = {}  # what annotations name and only the function around the class knows
+    __types__: ClassVar[dict[str, Any]] = {}  # evaluated annotations
+    __folds__: ClassVar[dict[Any, Any]] = {}  # see `resolve.fold`
     __target__: ClassVar[Any] = None  # import path, or the class itself
     __abstract__: ClassVar[bool] = True
-    __runtime__: ClassVar[tuple[str, ...]] = ()  # what `build` may add to the fields
+    __runtime__: ClassVar[tuple[str, ...]] = ()  # what `build` adds to the fields
     __line__: ClassVar[tuple[str, int]] = ("", 0)
     __wildcard__: ClassVar[bool] = False  # stands in for its options in a Factory field (Cycle)
     __universal__: ClassVar[bool] = False  # fits every field (call)
@@ -39,27 +43,37 @@ class Lazy(Generic[T]):
         from .declare import declare
 
         super().__init_subclass__(**kw)
-        declare(cls, abstract, runtime, caller(1))
+        declare(cls, abstract, runtime, outside(1))
 
     if not TYPE_CHECKING:  # a visible __setattr__ or __getattr__ makes type checkers accept every name
 
-        def __init__(self, **values):
+        def __init__(self, *args, **values):
             cls = type(self)
-            frame = sys._getframe(1)
-            if frame.f_code is _EVOLVE:
-                values = _as_evolved(frame.f_locals["inst"], values)
-            self.__dict__["__given__"] = cls.__accept_all__(values, cls.__name__)
+            if args:
+                example = next(iter(cls.__fields__), "field")
+                raise ConfigError(
+                    f"{cls.__name__} takes its values by name, as {cls.__name__}({example}=...) ({place(*caller())})"
+                )
+            original = _evolving(sys._getframe(1))
+            if original is not None:  # attrs.evolve hands over the changes alone: every field has init=False
+                self.__dict__["__given__"] = given(replace(original, **values))
+            else:
+                self.__dict__["__given__"] = cls.__accept_all__(values, cls.__name__)
 
         def __setattr__(self, name, value):
-            raise Frozen(f"{type(self).__name__}.{name}: experiments are frozen; write replace(x, {name}=...)")
+            hint = f"replace(x, {name}=...)" if name in type(self).__fields__ else "a subclass that declares it"
+            raise Frozen(f"{type(self).__name__}.{name}: experiments are frozen; write {hint} ({place(*caller())})")
 
         def __delattr__(self, name):
-            raise Frozen(f"{type(self).__name__}.{name}: experiments are frozen")
+            raise Frozen(f"{type(self).__name__}.{name}: experiments are frozen ({place(*caller())})")
 
         def __getattr__(self, name):
+            cls = type(self)
             if name.startswith("__"):
                 raise AttributeError(name)
-            raise UnknownField(f"{type(self).__name__} has no field {name!r}{suggest(name, type(self).__fields__)}")
+            if hasattr(cls, name):  # a property of the user's own raised: let its error show
+                return object.__getattribute__(self, name)
+            raise UnknownField(f"{cls.__name__} has no field {name!r}{suggest(name, cls.__fields__)}")
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(self) is type(other) and _contents(self) == _contents(cast("Lazy[Any]", other)))
@@ -90,25 +104,33 @@ class Lazy(Generic[T]):
     def __accept_all__(
         cls, values: Mapping[str, Any], what: str, where: tuple[str, int] | None = None
     ) -> dict[str, Any]:
-        """Values checked and converted; every problem at once."""
-        names = [name for name in values if name not in cls.__fields__]
-        if names:
-            raise unknown(what, names, cls.__fields__, f" ({place(*(where or caller()))})")
-        problems: list[str] = []
+        """Values checked and converted; every problem at once, with the line of the call."""
+        errors: list[ConfigError] = []
         accepted: dict[str, Any] = {}
         for name, value in values.items():
             try:
+                if name not in cls.__fields__:
+                    raise UnknownField(f"{what}: no field {name!r}{suggest(name, cls.__fields__)}")
+                if isinstance(value, Patch):
+                    verify_patch(cls, name, value)
                 accepted[name] = value if isinstance(value, Patch) else accept(cls, name, value)
             except ConfigError as error:
-                problems += [f"{problem} ({place(*(where or caller()))})" for problem in error.problems]
-        if problems:
-            raise ConfigError("\n".join(problems), problems)
+                texts = [f"{problem} ({place(*(where or caller()))})" for problem in error.problems]
+                errors.append(type(error)("\n".join(texts), texts))
+        if errors:
+            raise joined(errors)
         return accepted
 
 
 def given(lazy: Lazy[Any]) -> dict[str, Any]:
     """What was said about this one object: explicit values and patches, not what its class provides."""
+    if not isinstance(lazy, Lazy):
+        raise ConfigError(f"expected an instance of a Lazy class, got {lazy!r}{_instance_hint(lazy)}")
     return lazy.__dict__["__given__"]
+
+
+def _instance_hint(value: Any) -> str:
+    return f"; write {value.__name__}()" if isinstance(value, type) and issubclass(value, Lazy) else ""
 
 
 def revive(cls: type, values: Mapping[str, Any]) -> Any:
@@ -118,50 +140,28 @@ def revive(cls: type, values: Mapping[str, Any]) -> Any:
     return made
 
 
-def replace(lazy: T, **values: Any) -> T:
+def replace(lazy: T, /, **values: Any) -> T:
     """A copy with some fields changed. Patches stack on patches; derived fields are computed anew."""
     node = cast("Lazy[Any]", lazy)
-    changed = dict(given(node))
-    for name, value in type(node).__accept_all__(values, f"replace({type(node).__name__}, ...)").items():
+    changed, cls = dict(given(node)), type(node)
+    for name, value in cls.__accept_all__(values, f"replace({cls.__name__}, ...)").items():
         earlier = changed.get(name, REQUIRED)
-        if isinstance(value, Patch) and name in changed:
-            changed[name] = (
-                Stack((*_patches(earlier), value)) if isinstance(earlier, Patch) else value.onto(earlier, name)
-            )
-        else:
+        if not isinstance(value, Patch) or earlier is REQUIRED:
             changed[name] = value
-    return revive(type(node), changed)
+        elif isinstance(earlier, Patch):
+            changed[name] = Stack((*earlier.parts, *value.parts))
+        else:
+            changed[name] = value.onto(earlier, cls, name)
+    return revive(cls, changed)
 
 
-class Stack(Patch):
-    """Several patches of one field of one instance, first to last."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self, parts: tuple[Patch, ...]) -> None:
-        self.parts, self.cls, self.where = parts, parts[-1].cls, parts[-1].where
-        self.values = {k: v for part in parts for k, v in part.values.items()}
-
-    def __repr__(self) -> str:
-        return " + ".join(map(repr, self.parts))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stack) and self.parts == other.parts
-
-    def __hash__(self) -> int:
-        return hash(self.parts)
-
-    def __reduce__(self) -> Any:
-        return Stack, (self.parts,)
-
-    def onto(self, base: Any, at: str) -> Any:
-        for part in self.parts:
-            base = part.onto(base, at)
-        return base
-
-
-def _patches(value: Patch) -> tuple[Patch, ...]:
-    return value.parts if isinstance(value, Stack) else (value,)
+def _evolving(frame: Any) -> Lazy[Any] | None:
+    """The instance that attrs.evolve copies, when it is what called (also through a subclass's own `__init__`)."""
+    for _ in range(2):
+        if frame is not None and frame.f_code is _EVOLVE:
+            return frame.f_locals["inst"]
+        frame = frame.f_back if frame is not None and frame.f_code.co_name == "__init__" else None
+    return None
 
 
 def _contents(lazy: Lazy[Any]) -> list[tuple[str, Any]]:
@@ -173,71 +173,3 @@ def _contents(lazy: Lazy[Any]) -> list[tuple[str, Any]]:
         except ConfigError:
             out.append((name, REQUIRED))
     return out
-
-
-def _as_evolved(original: Lazy[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """attrs.evolve passes every field's present value; keep as explicit only what was explicit or is new."""
-    said, seen = given(original), original.__dict__
-    kept = {k: v for k, v in values.items() if k in said or v is not seen.get(k, REQUIRED)}
-    return {k: said[k] if k in said and v is seen.get(k, REQUIRED) else v for k, v in kept.items()}
-
-
-def annotation_of(cls: type[Lazy[Any]], name: str) -> Any:
-    """A field's annotation, evaluated in the module of the class that wrote it."""
-    cache: dict[str, Any] = cls.__dict__["__types__"]
-    if name not in cache:
-        attribute = cls.__fields__[name]
-        result = evaluate(attribute.type, attribute.metadata["module"])
-        if isinstance(result, Unresolved):
-            return result  # not cached: the name may exist once the module is complete
-        cache[name] = result
-    return cache[name]
-
-
-def accept(cls: type[Lazy[Any]], name: str, value: Any, instance: Any = None) -> Any:
-    """A value for a field: converted, type-checked, validated. Raises ConfigError."""
-    if value is REQUIRED:
-        return value
-    attribute = cls.__fields__[name]
-    at = f"{cls.__qualname__}.{name}"
-    try:
-        if attribute.converter is not None:
-            value = cast(Any, attribute.converter)(value)
-    except ConfigError:
-        raise
-    except Exception as error:  # a user's converter
-        raise ConfigError(f"{at} = {value!r}: {error}") from error
-    annotation = annotation_of(cls, name)
-    if type(value) is int and (annotation is float or annotation == (float | None)):
-        value = float(value)  # `lr = 1` and `lr = 1.0` are one configuration
-    if isinstance(value, dict):
-        value = MappingProxyType(dict(value))
-    if not fits(value, annotation):
-        found = type(value).__name__ if isinstance(value, Lazy) else f"{value!r}, a {type(value).__name__}"
-        raise ConfigError(f"{at}: expected {describe(annotation)}, got {found}{_advice(value, annotation)}")
-    if attribute.validator is not None:
-        _validate(attribute, at, value, instance)
-    return value
-
-
-def _validate(attribute: attrs.Attribute[Any], at: str, value: Any, instance: Any) -> None:
-    try:
-        cast(Any, attribute.validator)(instance, attribute, value)
-    except ConfigError:
-        raise
-    except AttributeError:
-        if instance is not None:
-            raise
-        # the validator looks at other fields: `check` runs it again on the whole instance
-    except Exception as error:  # a user's validator
-        text = error.args[0] if error.args else str(error)
-        raise ConfigError(f"{at} = {value!r}: {text}") from error
-
-
-def _advice(value: Any, annotation: Any) -> str:
-    text = describe(annotation)
-    if isinstance(value, list) and text.startswith("tuple"):
-        return f"; write a tuple: ({', '.join(map(repr, value))},)"
-    if isinstance(value, type) and issubclass(value, Lazy):
-        return f"; write {value.__name__}() with brackets"
-    return ""

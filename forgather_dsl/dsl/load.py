@@ -17,7 +17,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from .errors import ConfigError, LoadError, place, suggest
+from .errors import ConfigError, LoadError, place, suggest, title
 
 _files: dict[str, str] = {}  # module name -> absolute path, for modules that a file path brought in
 ROOT_MARKS = ("pyproject.toml", "setup.py", ".git")
@@ -28,14 +28,12 @@ def loaded_from(module: str) -> str | None:
     return _files.get(module)
 
 
-def load(target: str) -> Any:
+def load(target: str, /) -> Any:
     """The class or value that `target` names. Raises LoadError with suggestions, ConfigError from the file itself."""
     where, name = split_target(target)
-    if not where.endswith(".py"):
-        return (
-            _attribute(_import(where, target), name, where) if name else only_experiment(_import(where, target), where)
-        )
-    module = load_file(where)
+    if ".py:" in where:
+        raise LoadError(f"{target!r}: {where.partition('.py:')[2]!r} is not the name of a class; write file.py:Class")
+    module = load_file(where) if where.endswith(".py") else _import(where, target)
     return _attribute(module, name, where) if name else only_experiment(module, where)
 
 
@@ -60,24 +58,38 @@ def load_file(file: str) -> ModuleType:
     path = os.path.realpath(file)
     if not os.path.isfile(path):
         raise LoadError(f"no file {file}{_near_file(path)}")
+    main = sys.modules.get("__main__")
+    if main is not None and _same(main, path):
+        return main  # the script that is running; a second copy would have classes of its own
     root = project_root(path)
-    name = _module_name(path, root)
-    if name in sys.modules:
-        return sys.modules[name]
     if root not in sys.path:
         sys.path.insert(0, root)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise LoadError(f"{file} cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name], _files[name] = module, path
+    importlib.invalidate_caches()  # the file may be younger than the last look at its folder
+    name = _dotted_name(path, root) or "_experiment_" + re.sub(r"\W", "_", path)
+    if name in sys.modules:
+        _files.setdefault(name, path)
+        return sys.modules[name]
+    _files[name] = path
     try:
-        spec.loader.exec_module(module)
+        return _executed(name, path) if name.startswith("_experiment_") else importlib.import_module(name)
     except BaseException as error:
-        del sys.modules[name], _files[name]
-        if isinstance(error, (ConfigError, KeyboardInterrupt, SystemExit)):
+        del _files[name]
+        if isinstance(error, (ConfigError, KeyboardInterrupt)):
             raise
         raise LoadError(f"{file} does not import: {_reason(error, path)}") from error
+
+
+def _executed(name: str, path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
@@ -93,41 +105,67 @@ def project_root(path: str) -> str:
         folder = above
 
 
-def _module_name(path: str, root: str) -> str:
+def _dotted_name(path: str, root: str) -> str | None:
+    """The name under which an import statement finds this very file, if there is one."""
     parts = os.path.relpath(path, root)[: -len(".py")].split(os.sep)
-    dotted = ".".join(parts)
-    if len(parts) > 1 and all(part.isidentifier() for part in parts):
-        top = sys.modules.get(parts[0])
-        places = [os.path.realpath(p) for p in getattr(top, "__path__", ())] if top else [os.path.join(root, parts[0])]
-        if os.path.join(root, parts[0]) in places and (dotted not in sys.modules or _same(sys.modules[dotted], path)):
-            return dotted
-    return "_experiment_" + re.sub(r"\W", "_", path)
+    name = ".".join(parts)
+    if not all(part.isidentifier() for part in parts):
+        return None
+    if name in sys.modules:
+        return name if _same(sys.modules[name], path) else None
+    try:
+        spec = importlib.util.find_spec(name)
+    except Exception:  # a package above it fails to import, or is another thing of that name
+        return None
+    return name if spec is not None and spec.origin and os.path.realpath(spec.origin) == path else None
 
 
 def _same(module: ModuleType, path: str) -> bool:
-    return os.path.realpath(getattr(module, "__file__", None) or "") == path
+    file = getattr(module, "__file__", None)
+    return file is not None and os.path.realpath(file) == path
 
 
 def _import(name: str, target: str) -> ModuleType:
-    if os.path.exists(name) or "/" in name:
-        raise LoadError(f"{target} is not a Python file; write file.py:Class, or the folder of a finished run")
+    if os.path.exists(name) or "/" in name or os.sep in name:
+        what = (
+            "is a folder"
+            if os.path.isdir(name)
+            else "is not a Python file"
+            if os.path.exists(name)
+            else "does not exist"
+        )
+        raise LoadError(f"{target} {what}; write file.py:Class, a dotted module, or the folder of a finished run")
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (name == missing or name.startswith(missing + ".")):
             hint = f"; is it the file {name}.py?" if os.path.exists(f"{name}.py") else ""
             raise LoadError(f"no module or file named {name!r}{hint}") from error
-        raise LoadError(f"{name} does not import: {error}") from error
+        raise LoadError(f"{name} does not import: {_reason(error, _file_of(name))}") from error
+
+
+def _file_of(name: str) -> str:
+    try:
+        spec = importlib.util.find_spec(name)
+    except Exception:
+        return ""
+    return os.path.realpath(spec.origin) if spec is not None and spec.origin else ""
 
 
 def _attribute(module: ModuleType, name: str, where: str) -> Any:
+    from .lazy import Lazy
+
     try:
         return functools.reduce(getattr, name.split("."), module)
     except AttributeError:
-        from .lazy import Lazy
-
-        known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Lazy)]
-        raise LoadError(f"{where} has no {name!r}{suggest(name, known, 'it has')}") from None
+        public = [k for k in vars(module) if not k.startswith("_")]
+        own = [k for k in public if isinstance(v := vars(module)[k], type) and issubclass(v, Lazy)]
+        hint = suggest(name, own, "it has")
+        near = suggest(name, public)
+        raise LoadError(f"{where} has no {name!r}{near if near.startswith('; did') else hint}") from None
 
 
 def experiments_in(module: ModuleType) -> list[type]:
@@ -149,14 +187,16 @@ def is_root(cls: type) -> bool:
 
 def only_experiment(module: ModuleType, where: str) -> type:
     """The one experiment of a file that can run. Raises LoadError naming them all when there are several."""
+    from .check import is_mixin
+
     roots = experiments_in(module)
-    concrete = [cls for cls in roots if not cls.__abstract__]  # type: ignore[attr-defined]
+    concrete = [cls for cls in roots if not cls.__abstract__ and not is_mixin(cls())]  # type: ignore[attr-defined]
     if len(concrete) == 1:
         return concrete[0]
     if not roots:
         raise LoadError(f"{where} defines no Experiment; write class Mine(Experiment): ...")
-    names = ", ".join(f"{where}:{cls.__qualname__}" for cls in concrete or roots)
-    what = f"defines {len(concrete)} experiments" if concrete else "defines abstract experiments only"
+    names = ", ".join(f"{where}:{title(cls)}" for cls in concrete or roots)
+    what = f"defines {len(concrete)} experiments" if concrete else "defines no experiment that stands alone"
     raise LoadError(f"{where} {what}; choose one: {names}")
 
 
@@ -171,5 +211,8 @@ def _reason(error: BaseException, path: str) -> str:
     """The error and the line of this file that led to it."""
     if isinstance(error, SyntaxError):
         return f"{error.msg} ({place(error.filename or path, error.lineno)})"
+    if isinstance(error, SystemExit):
+        return f"it exits (code {error.code}); put what should run only as a script under if __name__ == '__main__'"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if os.path.realpath(f.filename) == path]
-    return f"{type(error).__name__}: {error} ({place(path, lines[-1] if lines else None)})"
+    where = f" ({place(path, lines[-1])})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -7,14 +7,14 @@ for each owner; sharing comes only from `@derived` or from passing one object tw
 from __future__ import annotations
 
 import threading
+import traceback
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from .errors import ConfigError, Cycle, MissingValue, place
-from .words import REQUIRED, Derived, Patch
-
-if TYPE_CHECKING:
-    from .lazy import Lazy
+from .errors import ConfigError, CycleError, MissingValue, place, title
+from .fields import accept, verify
+from .lazy import Lazy, given, revive
+from .words import REQUIRED, Derived, Patch, Stack, Swap
 
 _lock = threading.RLock()  # identity is meaning here: two threads must not resolve one field twice
 _active: list[tuple[int, str, type]] = []
@@ -24,12 +24,16 @@ class Slot:
     """Non-data descriptor of one field in one class; runs once per instance, then the instance's dict answers."""
 
     __slots__ = ("name", "owner")
+    __is_slot__ = True
 
     def __init__(self, name: str, owner: type) -> None:
         self.name, self.owner = name, owner
 
     def __get__(self, instance: Any, cls: type) -> Any:
         return self if instance is None else resolve_field(instance, self.name, self.owner)
+
+    def __repr__(self) -> str:
+        return f"the field {title(self.owner)}.{self.name} of the class"
 
 
 class Fold(NamedTuple):
@@ -43,7 +47,7 @@ class Fold(NamedTuple):
 
 def fold(cls: type[Lazy[Any]], name: str, start: type | None = None) -> Fold:
     """Walk the MRO from `start` (for `super()`), or from the class itself."""
-    cache = cls.__dict__["__folds__"]
+    cache = cls.__folds__
     key = (name, start)
     if key not in cache:
         mro = cls.__mro__[cls.__mro__.index(start) if start else 0 :]
@@ -71,53 +75,86 @@ def resolve_field(instance: Any, name: str, owner: type) -> Any:
         key = (id(instance), name, owner)
         if key in _active:
             names = [n for _, n, _ in _active[_active.index(key) :]] + [name]
-            raise Cycle(f"{cls.__qualname__}: {' -> '.join(names)}: these derived fields need each other")
+            raise CycleError(
+                f"{title(cls)}: {' -> '.join(names)}: these derived fields need each other{_where(cls, name)}"
+            )
         _active.append(key)
         try:
             value = _value(instance, name, owner if not top else None)
         finally:
             _active.pop()
         if value is REQUIRED:
-            raise MissingValue(missing_text(cls, name))
+            raise MissingValue(missing_text(cls, name), instance=instance, field=name)
         if top:
             memo[name] = value
         return value
 
 
 def _value(instance: Any, name: str, start: type | None) -> Any:
-    from .lazy import accept, given
-
     cls = type(instance)
     said = given(instance).get(name, REQUIRED) if start is None else REQUIRED
     if said is not REQUIRED and not isinstance(said, Patch):
         return said
     found = fold(cls, name, start)
-    value = found.provider
-    if isinstance(value, Derived):
-        try:
-            value = accept(cls, name, value.function(instance), instance)
-        except AttributeError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"{cls.__qualname__}.{name}: its @derived function failed: {error}") from error
+    copies = instance.__dict__.setdefault("__copies__", {})
+    if isinstance(found.provider, Derived):
+        value = _computed(instance, name, found)
     else:
-        value = copied(value, instance.__dict__.setdefault("__copies__", {}))
-    at = f"{cls.__qualname__}.{name}"
-    for patch in found.patches:
-        value = patch.onto(value, at)
-    return said.onto(value, at) if isinstance(said, Patch) else value
+        value = copied(found.provider, copies)
+    patches = [copied(patch, copies) for patch in found.patches]
+    if isinstance(said, Patch):
+        patches.append(said)
+    for patch in patches:
+        value = patch.onto(value, cls, name)
+    if patches:
+        verify(cls, name, value)
+    return value
+
+
+def _computed(instance: Any, name: str, found: Fold) -> Any:
+    """What a derived field's function returns, checked like any value."""
+    cls, function = type(instance), found.provider.function
+    try:
+        value = function(instance)
+    except ConfigError as error:
+        if isinstance(error, AttributeError):  # Python would ask __getattr__ for `name`, and hide what is wrong
+            raise ConfigError(f"{title(cls)}.{name}: {error}{_line_in(function, error)}") from error
+        raise
+    except Exception as error:  # a user's function
+        text = f"its @derived function failed: {type(error).__name__}: {error}{_line_in(function, error)}"
+        raise ConfigError(f"{title(cls)}.{name}: {text}") from error
+    try:
+        return accept(cls, name, value)
+    except ConfigError as error:
+        texts = [text + _where(cls, name) for text in error.problems]
+        raise ConfigError("\n".join(texts), texts) from error
+
+
+def _where(cls: type[Lazy[Any]], name: str) -> str:
+    from .source import line_of
+
+    provider = fold(cls, name).provided_by
+    return f" ({place(*line_of(provider, name))})" if provider is not None else ""
+
+
+def _line_in(function: Any, error: BaseException) -> str:
+    """` (file:line)` of the deepest line of the function's file that the error passed through."""
+    file = function.__code__.co_filename
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({place(file, lines[-1])})" if lines else ""
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
     """A copy of every Lazy in `value`, keeping intent (what was given) and what is shared inside it."""
-    from .lazy import Lazy, given, revive
-
     if isinstance(value, Lazy):
-        if id(value) not in memo:
-            copy = revive(type(value), {k: copied(v, memo) for k, v in given(value).items()})
-            memo[id(value)] = (copy, value)  # hold the original: ids are reused after collection
-        return memo[id(value)][0]
-    if isinstance(value, tuple) and any(isinstance(item, (Lazy, tuple)) for item in value):
+        if id(value) not in memo:  # the originals are held by the class that states them
+            memo[id(value)] = revive(type(value), {k: copied(v, memo) for k, v in given(value).items()})
+        return memo[id(value)]
+    if isinstance(value, Stack):
+        return Stack(tuple(copied(part, memo) for part in value.parts))
+    if type(value) in (Patch, Swap):
+        return value.carrying({k: copied(v, memo) for k, v in value.values.items()})
+    if type(value) is tuple and any(isinstance(item, (Lazy, tuple, MappingProxyType)) for item in value):
         return tuple(copied(item, memo) for item in value)
     if isinstance(value, MappingProxyType):
         return MappingProxyType({k: copied(v, memo) for k, v in value.items()})
@@ -129,4 +166,4 @@ def missing_text(cls: type[Lazy[Any]], name: str) -> str:
     from .source import line_of
 
     declared = fold(cls, name).chain[-1]
-    return f"{cls.__qualname__}.{name} is required (declared by {declared.__qualname__}, {place(*line_of(declared, name))})"
+    return f"{title(cls)}.{name} is required (declared by {title(declared)}, {place(*line_of(declared, name))})"

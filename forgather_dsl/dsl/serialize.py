@@ -6,26 +6,30 @@ its nearest base in this package, unless `trust=True`. An inert copy prints, com
 
 from __future__ import annotations
 
-import functools
-import importlib
-import types
+import enum
+import math
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .annotations import Unresolved, is_factory
-from .build import import_path
-from .errors import ConfigError, LoadError, Untrusted
-from .lazy import Lazy, annotation_of, revive
-from .load import load_class
+from .annotations import Unresolved, fits, is_factory, lazy_class, settled
+from .errors import ConfigError, LoadError, UnknownField, Untrusted, joined, suggest
+from .fields import annotation_of, verify
+from .graph import join
+from .inert import ADVICE, PACKAGE, InertObject, Origin, in_package, inert_class, ours, package_class
+from .lazy import Lazy, given, revive
+from .load import load, load_class
 from .pickling import path_of
+from .special import Call
 from .structure import structure
 
-PACKAGE = __name__.partition(".")[0]
+MAX_DEPTH = 100  # of JSON that is read; experiments are about five deep
 
 
-def to_dict(root: Lazy[Any]) -> dict[str, Any]:
+def to_dict(root: Lazy[Any], /) -> dict[str, Any]:
     """The resolved experiment as JSON-able data. Raises ConfigError for a value without a name (a lambda)."""
+    given(root)
     return _out(root, "", {})
 
 
@@ -34,141 +38,177 @@ def _out(value: Any, path: str, seen: dict[int, str]) -> Any:
         if id(value) in seen:
             return {"$ref": seen[id(value)]}
         seen[id(value)] = path
-        cls = type(value)
-        head = {"$type": path_of(cls)}
-        if not _ours(cls):
-            head["$base"] = path_of(next(base for base in cls.__mro__ if _ours(base)))
-        if not _ours(cls) and cls.__target__ is not None and cls.__target__ != _base_target(cls):
-            head["$target"] = cls.__target__ if isinstance(cls.__target__, str) else path_of(cls.__target__)
-        fields = {k: _out(getattr(value, k), f"{path}.{k}" if path else k, seen) for k in cls.__fields__}
-        return {**head, **fields}
-    if isinstance(value, tuple):
+        return {
+            **_head(type(value)),
+            **{k: _out(getattr(value, k), join(path, k), seen) for k in type(value).__fields__},
+        }
+    if isinstance(value, (tuple, list)):
         return [_out(item, f"{path}[{i}]", seen) for i, item in enumerate(value)]
     if isinstance(value, Mapping):
+        wrong = [k for k in value if not isinstance(k, str) or k.startswith("$")]
+        if wrong:
+            raise ConfigError(f"{path}: the key {wrong[0]!r} cannot be written; use strings that do not begin with $")
         return {k: _out(item, f"{path}[{k!r}]", seen) for k, item in value.items()}
-    if value is None or isinstance(value, (str, int, bool, float)):
+    if isinstance(value, enum.Enum):
+        return _out(value.value, path, seen)
+    if isinstance(value, (frozenset, set)):
+        return _out(tuple(sorted(value, key=repr)), path, seen)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": repr(value)}  # JSON has no spelling for it
+    if value is None or isinstance(value, (str, int, float)):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if callable(value) and "<" not in getattr(value, "__qualname__", "<"):
-        return {"$object": path_of(value)}  # type: ignore[arg-type]
+        return {"$object": path_of(value)}
     raise ConfigError(f"{path} = {value!r} has no name that a file could hold; use an importable function or a Lazy")
 
 
-def _ours(cls: type) -> bool:
-    return cls.__module__ == PACKAGE or cls.__module__.startswith(PACKAGE + ".")
+def _head(cls: Any) -> dict[str, Any]:
+    """What is written about a class; `$target` when it brings code of its own to build."""
+    origin = cls.__dict__.get("__origin__")
+    if origin is None and ours(cls):
+        return {"$type": path_of(cls)}
+    if origin is None:
+        base: Any = next(base for base in cls.__mro__ if ours(base))
+        target = (
+            cls.__target__ if isinstance(cls.__target__, str) or cls.__target__ is None else path_of(cls.__target__)
+        )
+        own = cls.__target__ is not base.__target__ or any(
+            getattr(cls, hook, None) is not getattr(base, hook, None)
+            for hook in ("__build__", "__call_of__", "__choose__")
+        )
+        origin = Origin(path_of(cls), path_of(base), (target or path_of(cls)) if own else None)
+    if origin.type == origin.base:
+        return {"$type": origin.type}
+    target = {} if origin.target is None else {"$target": origin.target}
+    return {"$type": origin.type, "$base": origin.base, **target}
 
 
-def _base_target(cls: type) -> Any:
-    return next(base for base in cls.__mro__ if _ours(base)).__target__  # type: ignore[attr-defined]
-
-
-def from_dict(data: Mapping[str, Any], *, trust: bool = False) -> Any:
+def from_dict(data: Mapping[str, Any], /, *, trust: bool = False) -> Any:
     """What `to_dict` wrote.
 
     Args:
         trust: import the user's own classes and functions that the data names. Without it they become inert:
             building a Lazy whose target lies outside this package, or a `call`, raises Untrusted.
+
+    Raises:
+        ConfigError: every problem of the data at once.
     """
-    return _in(data, "", Any, {}, trust)
+    _measure(data)
+    if not isinstance(data, Mapping) or "$type" not in data:
+        raise ConfigError("this is not a written experiment: expected a JSON object with $type")
+    return _Reader(trust).lazy(data, "")
 
 
-def _in(value: Any, path: str, annotation: Any, made: dict[str, Any], trust: bool) -> Any:
-    if isinstance(value, Mapping) and "$ref" in value:
-        if value["$ref"] not in made:
-            raise ConfigError(f"{path}: refers to {value['$ref']!r}, which is not in the data before it")
-        return made[value["$ref"]]
-    if isinstance(value, Mapping) and "$object" in value:
-        if not trust:
-            raise Untrusted(f"{path}: names code ({value['$object']}); pass --trust (trust=True) to import it")
-        return import_path(value["$object"]) if not value["$object"].partition(":")[0].endswith(".py") else _code(value)
-    if isinstance(value, Mapping) and "$type" in value:
-        return _lazy_in(value, path, made, trust)
-    if isinstance(value, list):
-        return (
-            tuple(_in(item, f"{path}[{i}]", Any, made, trust) for i, item in enumerate(value))
-            if _holds_lazy(value)
-            else _leaf(value, annotation, path)
-        )
+def _measure(data: Any) -> None:
+    """Refuse nesting that would exhaust the stack, and keys that are not text."""
+    waiting = [(data, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"the data is nested more than {MAX_DEPTH} deep")
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise ConfigError("the data has keys that are not text")
+            waiting += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(item, depth + 1) for item in value]
+
+
+def _marked(value: Any) -> bool:
+    """Whether a $-object stands anywhere in plain data."""
     if isinstance(value, Mapping):
-        return MappingProxyType({k: _in(v, f"{path}[{k!r}]", Any, made, trust) for k, v in value.items()})
-    return _leaf(value, annotation, path)
+        return any(key.startswith("$") for key in value) or any(map(_marked, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_marked, value))
 
 
-def _code(value: Mapping[str, Any]) -> Any:
-    from .load import load
+class _Reader:
+    """One pass over the data; remembers what stands at which path, for `$ref`."""
 
-    return load(value["$object"])
+    def __init__(self, trust: bool) -> None:
+        self.trust = trust
+        self.made: dict[str, Any] = {}
+
+    def value(self, data: Any, path: str, annotation: Any) -> Any:
+        if not _marked(data):
+            return self.leaf(data, path, annotation)
+        if isinstance(data, (list, tuple)):
+            return tuple(self.value(item, f"{path}[{i}]", Any) for i, item in enumerate(data))
+        if "$type" in data:
+            return self.lazy(data, path)
+        if set(data) == {"$float"} and data["$float"] in ("inf", "-inf", "nan"):
+            return float(data["$float"])
+        if set(data) == {"$object"} and isinstance(data["$object"], str):
+            return load(data["$object"]) if self.trust else InertObject(data["$object"])
+        if set(data) == {"$ref"}:
+            if not isinstance(data["$ref"], str) or data["$ref"] not in self.made:
+                raise ConfigError(f"{path}: refers to {data['$ref']!r}, which the data does not hold before it")
+            return self.made[data["$ref"]]
+        unknown = [key for key in data if key.startswith("$")]
+        if unknown:
+            raise ConfigError(f"{path}: {unknown[0]!r} means nothing here; known are $type, $ref, $object and $float")
+        return MappingProxyType({k: self.value(v, f"{path}[{k!r}]", Any) for k, v in data.items()})
+
+    def leaf(self, data: Any, path: str, annotation: Any) -> Any:
+        value = _frozen(data)
+        if isinstance(annotation, Unresolved) or fits(value, annotation):
+            return value
+        if is_factory(annotation) or (isinstance(data, str) and lazy_class(annotation) is not None):
+            raise ConfigError(f"{path}: {data!r} stands where an object with $type is expected")
+        return structure(data, annotation, path, text=False)
+
+    def lazy(self, data: Mapping[str, Any], path: str) -> Any:
+        cls = self.class_for(data, path)
+        values: dict[str, Any] = {}
+        errors: list[ConfigError] = []
+        for name, value in data.items():
+            if name in ("$type", "$base", "$target"):
+                continue
+            below = join(path, name)
+            try:
+                if name not in cls.__fields__:
+                    hint = suggest(name, cls.__fields__)
+                    raise UnknownField(f"{below}: {cls.__name__} of this version has no field {name!r}{hint}")
+                annotation = annotation_of(cls, name)
+                values[name] = settled(self.value(value, below, annotation), annotation)
+                verify(cls, name, values[name])
+            except ConfigError as error:
+                texts = [text if text.startswith(below) else f"{below}: {text}" for text in error.problems]
+                errors.append(type(error)("\n".join(texts), texts))
+        if errors:
+            raise joined(errors)
+        self.made[path] = revive(cls, values)
+        return self.made[path]
+
+    def class_for(self, data: Mapping[str, Any], path: str) -> Any:
+        head = {key: data.get(key) for key in ("$type", "$base", "$target")}
+        if not all(isinstance(text, str) or (text is None and key != "$type") for key, text in head.items()):
+            raise ConfigError(f"{path or 'the data'}: $type, $base and $target are text")
+        kind, base, target = head["$type"] or "", head["$base"] or "", head["$target"]
+        names = tuple(name for name in data if not name.startswith("$"))
+        if in_package(kind):
+            found = package_class(kind)
+            runs = hasattr(found, "__call_of__") and not self.trust  # a `call`: its target is data
+            return inert_class(Origin(kind, kind, "what its target names"), names) if runs else found
+        if self.trust:
+            try:
+                found = load_class(kind)
+            except (LoadError, ConfigError):
+                if target is not None:
+                    raise  # the thing it builds is the user's own: nothing here can stand in for it
+            else:
+                if not issubclass(found, Lazy):
+                    raise ConfigError(f"{path or 'the data'}: {kind} is not a Lazy class")
+                return found
+        if not in_package(base):
+            raise Untrusted(f"{path or 'the data'}: {kind} is not a class of {PACKAGE}; {ADVICE}")
+        if issubclass(package_class(base), Call):
+            target = target or "what its target names"
+        return inert_class(Origin(kind, base, target), names)
 
 
-def _holds_lazy(items: list[Any]) -> bool:
-    return any(isinstance(i, Mapping) or (isinstance(i, list) and _holds_lazy(i)) for i in items)
-
-
-def _leaf(value: Any, annotation: Any, path: str) -> Any:
-    if annotation is Any or isinstance(annotation, Unresolved) or value is None:
-        return tuple(value) if isinstance(value, list) else value
-    return structure(value, annotation, path)
-
-
-def _lazy_in(data: Mapping[str, Any], path: str, made: dict[str, Any], trust: bool) -> Any:
-    cls = _class_for(data, trust)
-    values: dict[str, Any] = {}
-    made_here = object.__new__(cls)
-    made[path] = made_here
-    for name, value in data.items():
-        if name.startswith("$"):
-            continue
-        below = f"{path}.{name}" if path else name
-        known = cls.__fields__.get(name)
-        if known is None:
-            raise ConfigError(f"{below}: {cls.__name__} of this version has no field {name!r}")
-        annotation = annotation_of(cls, name)
-        values[name] = _in(value, below, Any if is_factory(annotation) else annotation, made, trust)
-    made_here.__dict__["__given__"] = revive(cls, cls.__accept_all__(values, cls.__name__)).__dict__["__given__"]
-    return made_here
-
-
-def _class_for(data: Mapping[str, Any], trust: bool) -> type[Lazy[Any]]:
-    path = str(data["$type"])
-    if _package_path(path):
-        return _package_class(path)
-    if trust:
-        try:
-            return load_class(path)  # type: ignore[return-value]
-        except (LoadError, ConfigError):
-            if "$target" in data:
-                raise  # the thing it builds is the user's own: nothing here can stand in for it
-    base = str(data.get("$base", ""))
-    if not _package_path(base):
-        raise Untrusted(f"{path} is not a class of {PACKAGE}; pass --trust (trust=True) to import it")
-    names = tuple(n for n in data if not n.startswith("$"))
-    return _inert(_package_class(base), path.rpartition(":")[2], names, "$target" in data)
-
-
-def _package_path(path: str) -> bool:
-    return path.partition(":")[0].partition(".")[0] == PACKAGE and ".py:" not in path
-
-
-def _package_class(path: str) -> type[Lazy[Any]]:
-    module, _, name = path.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, Lazy)):
-        raise Untrusted(f"{path} is not a class that an experiment is made of")
-    return found
-
-
-@functools.lru_cache(maxsize=512)
-def _inert(base: type[Lazy[Any]], name: str, names: tuple[str, ...], foreign: bool) -> type[Lazy[Any]]:
-    """A stand-in for a class that was not imported: the nearest base of this package, plus the fields it lacks."""
-    extra = [n for n in names if n not in base.__fields__]
-    body: dict[str, Any] = {"__annotations__": dict.fromkeys(extra, Any), "__module__": base.__module__}
-    if foreign:
-        body["__build__"] = _refuse
-    return types.new_class(name.rpartition(".")[2], (base,), exec_body=lambda namespace: namespace.update(body))
-
-
-def _refuse(self: Any, build: Any, **runtime: Any) -> Any:
-    raise Untrusted(
-        f"{type(self).__name__} was read from a file and its code was not imported; pass --trust (trust=True) to build it"
-    )
+def _frozen(data: Any) -> Any:
+    if isinstance(data, (list, tuple)):
+        return tuple(map(_frozen, data))
+    return MappingProxyType({k: _frozen(v) for k, v in data.items()}) if isinstance(data, Mapping) else data

@@ -1,6 +1,7 @@
 """Text and JSON into typed values, by cattrs with strict hooks: `"false"` is not True, 3.7 is not an int, `1e-4` is a float.
 
-Used leaf by leaf against a field's annotation, and for whole experiments (`serialize`). cattrs is imported on first use.
+Used leaf by leaf against a field's annotation. Text (`--set`) is parsed; data (JSON) has types of its own and is only
+checked, and never names code. cattrs is imported on first use.
 """
 
 from __future__ import annotations
@@ -8,93 +9,188 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from .annotations import Unresolved, describe, lazy_class
-from .errors import ConfigError, suggest
+from .annotations import Unresolved, describe, fits, is_union, lazy_class
+from .errors import ConfigError, Untrusted, suggest
 from .lazy import Lazy
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 
 
-def structure(value: Any, annotation: Any, at: str) -> Any:
-    """`value` as the annotation demands. Raises ConfigError with `at`, the value and what was expected."""
+def structure(value: Any, annotation: Any, at: str, *, text: bool = True) -> Any:
+    """`value` as the annotation demands. Raises ConfigError with `at`, the value and what was expected.
+
+    Args:
+        text: strings are what a person typed, and are parsed. False for data that was typed when it was written.
+    """
     if isinstance(annotation, Unresolved):
         raise ConfigError(
             f"{at}: its annotation {annotation.text!r} cannot be evaluated here ({annotation.reason}); it is probably imported "
-            "under TYPE_CHECKING only, so the field cannot be set from text"
+            "under TYPE_CHECKING only: import it, or set the field in a class"
         )
     try:
-        return converter().structure(value, annotation)
+        return structurer(text).structure(value, annotation)
     except ConfigError as error:
-        raise ConfigError(f"{at}: {error}") from None
+        texts = [f"{at}: {problem}" for problem in error.problems]
+        raise type(error)("\n".join(texts), texts) from None
     except Exception as error:  # cattrs raises what the hooks and the constructors raise
-        raise ConfigError(f"{at} = {value!r}: expected {describe(annotation)}{_reason(error)}") from None
+        shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + "..."
+        raise ConfigError(f"{at} = {shown}: expected {describe(annotation)}{_reason(error)}") from None
 
 
-def _reason(error: Exception) -> str:
-    inner = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
-    return f" ({inner})" if isinstance(inner, ValueError) and str(inner) else ""
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if type(error).__name__ == "StructureHandlerNotFoundError":
+        return ", which cannot be written as text; set the field in a class"
+    return f" ({error})" if isinstance(error, ValueError) and str(error) else ""
 
 
 @functools.cache
-def converter() -> Any:
-    """The one converter; hooks decide by the exact type first."""
-    import cattrs
-
-    made = cattrs.Converter(forbid_extra_keys=True)
-    for kind, hook in ((bool, _bool), (int, _int), (float, _float), (str, _str)):
-        made.register_structure_hook(kind, hook)
-    made.register_structure_hook_func(lambda t: t is Any or isinstance(t, typing.TypeVar), lambda v, _: _guess(v))
-    made.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Literal, _literal)
-    made.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple or t is tuple, _tuple)
-    made.register_structure_hook_func(_is_union, _union)
-    made.register_structure_hook_func(lambda t: typing.get_origin(t) is Annotated, lambda v, t: _annotated(v, t))
-    made.register_structure_hook_func(_is_lazy, _lazy)
-    return made
+def structurer(text: bool) -> Structurer:
+    """The one for text and the one for data."""
+    return Structurer(text)
 
 
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+class Structurer:
+    """A cattrs converter whose hooks decide by the exact type first."""
 
+    def __init__(self, text: bool) -> None:
+        import cattrs
 
-def _is_lazy(annotation: Any) -> bool:
-    return not _is_union(annotation) and lazy_class(annotation) is not None
+        self.text, self.converter = text, cattrs.Converter(forbid_extra_keys=True)
+        self.structure = self.converter.structure
+        kinds: Any = ((bool, self.to_bool), (int, self.to_int), (float, self.to_float), (str, self.to_str))
+        for kind, hook in kinds:
+            self.converter.register_structure_hook(kind, hook)
+        hooks: Any = (
+            (lambda t: typing.get_origin(t) in (dict, Mapping), self.to_mapping),
+            (lambda t: t is Any or isinstance(t, typing.TypeVar), self.to_anything),
+            (lambda t: typing.get_origin(t) is typing.Literal, self.to_literal),
+            (lambda t: typing.get_origin(t) is tuple or t is tuple, self.to_tuple),
+            (is_union, self.to_union),
+            (lambda t: typing.get_origin(t) is Annotated, lambda v, t: self.structure(v, typing.get_args(t)[0])),
+            (lambda t: not is_union(t) and lazy_class(t) is not None, self.to_lazy),
+        )
+        for applies, hook in hooks:
+            self.converter.register_structure_hook_func(applies, hook)
 
+    def _words(self, value: Any) -> bool:
+        return self.text and isinstance(value, str)
 
-def _bool(value: Any, _: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in _WORDS:
-        return _WORDS[value.lower()]
-    raise ValueError("write true or false")
+    def to_bool(self, value: Any, _: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        if self._words(value) and value.strip().lower() in _WORDS:
+            return _WORDS[value.strip().lower()]
+        raise ValueError("write true or false")
 
-
-def _int(value: Any, _: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError("write a number")
-    if isinstance(value, str):
-        try:
-            return int(value.replace("_", ""), 0)
-        except ValueError:
-            value = _number(value)
-    if isinstance(value, float):
-        if not value.is_integer():
+    def to_int(self, value: Any, _: Any) -> Any:
+        if self._words(value):
+            try:
+                return int(value.replace("_", ""), 0)
+            except ValueError:
+                value = _number(value)
+        if isinstance(value, float) and not value.is_integer():
             raise ValueError("not a whole number")
-        return int(value)
-    if isinstance(value, int):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return int(value)
+        raise ValueError("write a whole number")
+
+    def to_float(self, value: Any, _: Any) -> Any:
+        if self._words(value):
+            return _number(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        raise ValueError("write a number")
+
+    def to_str(self, value: Any, _: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError("write a string")
         return value
-    raise ValueError("write a whole number")
 
+    def to_anything(self, value: Any, _: Any) -> Any:
+        """Where anything is allowed, text that parses as JSON is JSON."""
+        if not self._words(value):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
 
-def _float(value: Any, _: Any) -> float:
-    if isinstance(value, str):
-        return _number(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError("write a number")
+    def to_literal(self, value: Any, annotation: Any) -> Any:
+        options = typing.get_args(annotation)
+        for option in options:
+            if (value == option and type(value) is type(option)) or (self._words(value) and value == str(option)):
+                return option
+        near = suggest(value, map(str, options), "options") if isinstance(value, str) else ""
+        raise ConfigError(f"{value!r} is not one of {', '.join(map(repr, options))}{near if 'did you' in near else ''}")
+
+    def to_tuple(self, value: Any, annotation: Any) -> Any:
+        args = typing.get_args(annotation) or (Any, ...)
+        if self._words(value):
+            value = _items(value)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("write a list: a,b or [a, b]")
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else list(args)
+        if len(kinds) != len(value):
+            raise ValueError(f"{len(kinds)} items, not {len(value)}")
+        return tuple(self.structure(item, kind) for item, kind in zip(value, kinds))
+
+    def to_mapping(self, value: Any, annotation: Any) -> Any:
+        if self._words(value):
+            value = self.to_anything(value, Any)
+        if not isinstance(value, Mapping):
+            raise ValueError('write a JSON object: {"name": value}')
+        key, item = typing.get_args(annotation)
+        return {self.structure(k, key): self.structure(v, item) for k, v in value.items()}
+
+    def to_union(self, value: Any, annotation: Any) -> Any:
+        options = [option for option in typing.get_args(annotation) if option is not type(None)]
+        optional = len(options) < len(typing.get_args(annotation))
+        if optional and (value is None or (self._words(value) and value.strip().lower() in ("none", "null"))):
+            return None
+        exact = [] if isinstance(value, str) and self.text else [option for option in options if fits(value, option)]
+        errors: list[Exception] = []
+        for option in exact or options:
+            try:
+                return self.structure(value, option)
+            except Exception as error:  # the next option may take it
+                errors.append(error)
+        raise next((error for error in errors if isinstance(error, ConfigError)), errors[-1])
+
+    def to_lazy(self, value: Any, annotation: Any) -> Any:
+        """A Lazy from its class name, `module:Class`, a mapping with `$type`, or itself."""
+        from .load import load_class
+        from .serialize import from_dict
+
+        wanted: Any = lazy_class(annotation)
+        if isinstance(value, Lazy):
+            made = value
+        elif isinstance(value, Mapping):
+            made = from_dict(value)
+        elif not isinstance(value, str):
+            raise ValueError(f"write the name of a {wanted.__name__}")
+        elif not self.text:
+            raise Untrusted(f"{value!r} stands where a {wanted.__name__} is expected; data holds an object with $type")
+        elif ":" in value or value.endswith(".py"):
+            made = _instance(load_class(value), wanted)
+        else:
+            known = named_subclasses(wanted)
+            value = value.strip().removesuffix("()")
+            if "(" in value:
+                raise ConfigError(
+                    f"{value!r}: write the name alone, {value.partition('(')[0]}, and set its fields as paths below"
+                )
+            if value not in known:
+                raise ConfigError(f"no {wanted.__name__} called {value!r}{suggest(value, known, 'there are')}")
+            made = known[value]()
+        if not isinstance(made, wanted) and not type(made).__universal__:
+            raise ConfigError(f"{type(made).__name__} is not a {wanted.__name__}")
+        return made
 
 
 def _number(text: str) -> float:
@@ -104,100 +200,26 @@ def _number(text: str) -> float:
         raise ValueError("write a number") from None
 
 
-def _str(value: Any, _: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("write a string")
-    return value
-
-
-def _guess(value: Any) -> Any:
-    """Where anything is allowed, JSON if it parses, else the text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-def _literal(value: Any, annotation: Any) -> Any:
-    options = typing.get_args(annotation)
-    for option in options:
-        if (value == option and isinstance(value, type(option))) or (isinstance(value, str) and value == str(option)):
-            return option
-    raise ValueError(f"one of {', '.join(map(repr, options))}{suggest(str(value), [], '')}")
-
-
-def _tuple(value: Any, annotation: Any) -> tuple[Any, ...]:
-    args = typing.get_args(annotation) or (Any, ...)
-    if isinstance(value, str):
-        value = _items(value)
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("write a list: a,b or [a, b]")
-    kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else list(args)
-    if len(kinds) != len(value):
-        raise ValueError(f"{len(kinds)} items, not {len(value)}")
-    return tuple(converter().structure(item, kind) for item, kind in zip(value, kinds))
-
-
 def _items(text: str) -> Any:
     stripped = text.strip()
     if stripped[:1] in ("[", "("):
         try:
             return ast.literal_eval(stripped)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise ValueError("write a list: a,b or [a, b]") from None
     return [item.strip() for item in stripped.split(",") if item.strip()]
 
 
-def _union(value: Any, annotation: Any) -> Any:
-    options = typing.get_args(annotation)
-    if type(None) in options and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
-        return None
-    last: Exception | None = None
-    for option in options:
-        if option is type(None):
-            continue
-        try:
-            return converter().structure(value, option)
-        except Exception as error:  # the next option may take it
-            last = error
-    assert last is not None
-    raise last
+def _instance(cls: type, wanted: type) -> Any:
+    if not issubclass(cls, Lazy):
+        raise ConfigError(f"{cls.__name__} is not a {wanted.__name__}; write a Lazy class that builds it")
+    return cls()
 
 
-def _annotated(value: Any, annotation: Any) -> Any:
-    return converter().structure(value, typing.get_args(annotation)[0])
-
-
-def _lazy(value: Any, annotation: Any) -> Any:
-    """A Lazy from its class name, `module:Class`, a mapping with `$type`, or itself."""
-    from .load import load_class
-    from .serialize import from_dict
-
-    wanted = lazy_class(annotation)
-    assert wanted is not None
-    if isinstance(value, Lazy):
-        made = value
-    elif isinstance(value, typing.Mapping):
-        made = from_dict(value)
-    elif isinstance(value, str) and (":" in value or value.endswith(".py")):
-        made = load_class(value)()
-    elif isinstance(value, str):
-        known = named_subclasses(wanted)
-        if value not in known:
-            raise ConfigError(f"no {wanted.__name__} called {value!r}{suggest(value, known, 'there are')}")
-        made = known[value]()
-    else:
-        raise ValueError(f"write the name of a {wanted.__name__}, as --set x=Name")
-    if not isinstance(made, wanted) and not type(made).__universal__:
-        raise ConfigError(f"{type(made).__name__} is not a {wanted.__name__}")
-    return made
-
-
-def named_subclasses(cls: type) -> dict[str, type]:
+def named_subclasses(cls: Any) -> dict[str, type]:
     """Concrete classes below (and including) `cls` by name; of two with one name, the one defined last."""
-    out: dict[str, type] = {} if cls.__dict__.get("__abstract__", False) else {cls.__name__: cls}
+    hidden = cls.__abstract__ or "__origin__" in cls.__dict__  # the latter stands in for a class that was not imported
+    out: dict[str, type] = {} if hidden else {cls.__name__: cls}
     for below in cls.__subclasses__():
         out.update(named_subclasses(below))
     return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from .errors import MissingValue, PatchError, UnknownField, caller, place, suggest
+from .errors import ConfigError, MissingValue, PatchError, caller, place, title
 
 if TYPE_CHECKING:
     from .lazy import Lazy
@@ -58,42 +58,55 @@ class Patch:
 
     __slots__ = ("cls", "values", "where")
     word = "patch"
+    said_by = "given"
 
     def __init__(self, cls: type[Lazy[Any]], values: Mapping[str, Any], where: tuple[str, int] | None = None) -> None:
         self.cls, self.where = cls, where
         self.values = cls.__accept_all__(values, f"{self.word}({cls.__name__}, ...)", where)
+
+    @property
+    def parts(self) -> tuple[Patch, ...]:
+        """This patch alone; those of a `Stack` first to last."""
+        return (self,)
 
     def __repr__(self) -> str:
         inner = "".join(f", {k}={v!r}" for k, v in self.values.items())
         return f"{self.word}({self.cls.__name__}{inner})"
 
     def __eq__(self, other: object) -> bool:
-        return (
-            type(self) is type(other)
-            and self.cls is cast(Patch, other).cls
-            and self.values == cast(Patch, other).values
-        )
+        if type(self) is not type(other) or not isinstance(other, Patch):
+            return False
+        return self.cls is other.cls and self.values == other.values
 
     def __hash__(self) -> int:
         return hash((type(self), self.cls, tuple(self.values)))
 
     def __reduce__(self) -> Any:
-        from .pickling import path_of
+        from .pickling import packed, path_of
 
-        return _revive_patch, (self.word, path_of(self.cls), dict(self.values), self.where)
+        return _revive_patch, (self.word, path_of(self.cls), packed(self.values), self.where)
 
-    def onto(self, base: Any, at: str) -> Any:
-        """The value after this patch; `at` names the field in errors."""
+    def carrying(self, values: Mapping[str, Any]) -> Patch:
+        """The same patch with values that were accepted before."""
+        return _carrying(type(self), self.cls, values, self.where)
+
+    def onto(self, base: Any, cls: type[Lazy[Any]], name: str) -> Any:
+        """The value of field `name` of `cls` after this patch. Raises PatchError when it does not apply."""
         from .lazy import Lazy, replace
 
-        if base is REQUIRED:
-            return self.cls(**self.values)
         if isinstance(base, self.cls):
             return replace(base, **self.values)
-        found = f"a {type(base).__name__}" if isinstance(base, Lazy) else repr(base)
         here = f" ({place(*self.where)})" if self.where else ""
+        if base is REQUIRED and not self.cls.__abstract__:
+            return self.cls(**self.values)
+        if base is REQUIRED:
+            raise PatchError(
+                f"{title(cls)}.{name}: {self!r}{here} has nothing to patch: nothing fills the field, and "
+                f"{self.cls.__name__} is abstract; assign a concrete {self.cls.__name__}"
+            )
+        found = f"the field holds {article(base)}" if isinstance(base, Lazy) else f"the field holds {base!r}"
         raise PatchError(
-            f"{at}: {self!r}{here} does not apply: the field holds {found}; write {self.cls.__name__}(...) to replace it, "
+            f"{title(cls)}.{name}: {self!r}{here} does not apply: {found}; write {self.cls.__name__}(...) to replace it, "
             f"swap({self.cls.__name__}, ...) to change its type, or put a base that sets {self.cls.__name__} after this class"
         )
 
@@ -104,14 +117,50 @@ class Swap(Patch):
     __slots__ = ()
     word = "swap"
 
-    def onto(self, base: Any, at: str) -> Any:
-        from .lazy import Lazy, given
+    def onto(self, base: Any, cls: type[Lazy[Any]], name: str) -> Any:
+        from .fields import accept
+        from .lazy import Lazy, given, replace, revive
 
         kept: dict[str, Any] = {}
-        if isinstance(base, Lazy):
-            fields = self.cls.__fields__
-            kept = {k: v for k, v in given(base).items() if k in fields and k not in self.values}
-        return self.cls(**{**kept, **self.values})
+        for field, value in given(base).items() if isinstance(base, Lazy) else ():
+            if field not in self.cls.__fields__:
+                continue
+            try:
+                kept[field] = value if isinstance(value, Patch) else accept(self.cls, field, value)
+            except ConfigError:
+                continue  # the same name for another thing: not shared
+        return replace(revive(self.cls, kept), **self.values)
+
+
+class Stack(Patch):
+    """Several patches of one field of one instance, first to last."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: tuple[Patch, ...]) -> None:
+        self._parts, self.cls, self.where = parts, parts[-1].cls, parts[-1].where
+        self.values = {k: v for part in parts for k, v in part.values.items()}
+
+    @property
+    def parts(self) -> tuple[Patch, ...]:
+        return self._parts
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.parts))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stack) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __reduce__(self) -> Any:
+        return Stack, (self.parts,)
+
+    def onto(self, base: Any, cls: type[Lazy[Any]], name: str) -> Any:
+        for part in self.parts:
+            base = part.onto(base, cls, name)
+        return base
 
 
 def patch(cls: Callable[P, T], *args: P.args, **values: P.kwargs) -> T:
@@ -126,21 +175,30 @@ def swap(cls: Callable[P, T], *args: P.args, **values: P.kwargs) -> T:
 
 def _lazy_class(cls: Any, args: tuple[Any, ...], word: str) -> type[Lazy[Any]]:
     if not (isinstance(cls, type) and hasattr(cls, "__fields__")):
-        raise PatchError(f"{word}() takes a Lazy class first, not {cls!r} ({place(*caller(2))})")
+        kind = type(cls).__name__
+        hint = f"; write {word}({kind}, field=value)" if hasattr(type(cls), "__fields__") else ""
+        raise PatchError(f"{word}() takes a Lazy class first, not {cls!r}{hint} ({place(*caller(2))})")
     if args:
         raise PatchError(
-            f"{word}({cls.__name__}, ...) takes its values by name, as {word}({cls.__name__}, field=value)"
+            f"{word}({cls.__name__}, ...) takes its values by name, as {word}({cls.__name__}, field=value) "
+            f"({place(*caller(2))})"
         )
     return cls
 
 
+def article(lazy: Any) -> str:
+    """`an AdamW`, `a Llama`."""
+    name = type(lazy).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _carrying(kind: type, cls: Any, values: Mapping[str, Any], where: tuple[str, int] | None) -> Patch:
+    made = object.__new__(kind)
+    made.cls, made.values, made.where = cls, dict(values), where
+    return made
+
+
 def _revive_patch(word: str, path: str, values: dict[str, Any], where: tuple[str, int] | None) -> Patch:
-    from .load import load_class
+    from .pickling import class_at
 
-    return (Swap if word == "swap" else Patch)(load_class(path), values, where)
-
-
-def unknown(what: str, names: list[str], known: Any, where: str = "") -> UnknownField:
-    """One error for all unknown names of one call."""
-    problems = [f"{what}: no field {name!r}{suggest(name, known)}{where}" for name in names]
-    return UnknownField("\n".join(problems), problems)
+    return _carrying(Swap if word == "swap" else Patch, class_at(path), values, where)
