@@ -61,8 +61,9 @@ def choose(experiment: Experiment, out: str | None, resume: str) -> str:
 
 def write(experiment: Experiment, path: str, target: str | None, command: list[str] | None) -> None:
     """Create the directory, or bring its description up to date before a resume."""
+    config = json.dumps(portable(to_dict(experiment)), indent=1) + "\n"
     os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
-    _replace(os.path.join(path, "config.json"), json.dumps(portable(to_dict(experiment)), indent=1) + "\n")
+    _replace(os.path.join(path, "config.json"), config)
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
     _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..dsl import ConfigError, check, warnings
+from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
 from ..parallel.launch import launch
 from ..plan.estimate import require_fit
@@ -67,13 +67,14 @@ class Trainer:
         check(experiment)
         for text in warnings(experiment):
             print(f"warning: {text}", file=sys.stderr)
+        world = world_size(experiment)
+        _require_importable(experiment, world)
         require_fit(experiment)
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             return self._as_rank()
         path, changes = self._directory()
         prepared = prepare(experiment)
         directory.write(experiment, path, self.target, self.command)
-        world = world_size(experiment)
         if world == 1:
             from .session import run_session
 
@@ -93,7 +94,6 @@ class Trainer:
         return path, directory.refuse_changes(self.experiment, path, self.allow_change)
 
     def _launch(self, path: str, world: int, changes: list[str]) -> None:
-        _require_importable(self.experiment)
         command = [sys.executable, "-m", "forgather_dsl.train.rank", path, self.resume, *changes]
         code = launch(
             command,
@@ -121,15 +121,13 @@ class Trainer:
         return Run(path)
 
 
-def _require_importable(experiment: Experiment) -> None:
-    """Ranks import the user's own components by name; what only this process knows is told before they start."""
-    from ..dsl import to_dict
-
-    lost = [t for t in _user_targets(directory.portable(to_dict(experiment))) if t.startswith("__main__:")]
-    if lost:
-        names = ", ".join(sorted({t.partition(":")[2] for t in lost}))
+def _require_importable(experiment: Experiment, world: int) -> None:
+    """Everything in the experiment has a name that config.json can hold, and that every rank can import."""
+    targets = _user_targets(directory.portable(to_dict(experiment)))
+    lost = sorted({target.partition(":")[2] for target in targets if target.startswith("__main__:")})
+    if lost and world > 1:
         raise ConfigError(
-            f"{names}: defined in a notebook or at the prompt, where the {world_size(experiment)} ranks of this experiment "
+            f"{', '.join(lost)}: defined in a notebook or at the prompt, where the {world} ranks of this experiment "
             "cannot import it; put it into a .py file and import it from there"
         )
 

@@ -32,7 +32,17 @@ def test_a_run_directory_holds_everything_a_report_needs(small: Any, tmp_path: P
     assert first["gzip_bits_per_byte"] > 0
     train = [r for r in rest if "loss" in r]
     assert [r["step"] for r in train] == [1, 2, 3, 4, 5, 6]
-    keys = {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "mfu", "peak_memory_bytes"}
+    keys = {
+        "step",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "tokens_per_second",
+        "step_seconds",
+        "mfu",
+        "peak_memory_bytes",
+    }
     assert all(keys <= set(r) for r in train)
     assert train[-1]["tokens"] == 6 * 8 * 32
     assert train[-1]["mfu"] is None  # of a CPU nobody knows the peak
