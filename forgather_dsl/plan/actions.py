@@ -40,6 +40,7 @@ class Schedule:
 
     @property
     def num_ranks(self) -> int:
+        """Ranks of the pipeline, one row of actions each."""
         return len(self.actions)
 
     def stages_of(self, rank: int) -> tuple[int, ...]:

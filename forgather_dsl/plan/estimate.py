@@ -1,0 +1,252 @@
+"""A first estimate of memory, from the specs alone: which rank holds what, and whether it fits, before anything is allocated.
+
+In: an experiment. Out: bytes per rank by kind at the rank's peak (`estimate`), the layers of each stage (`stage_layers`, which
+the trainer cuts by), an error that says what to change (`require_fit`). Formulas: `sizes` per part, `memory` per rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..dsl import ConfigError, build, replace
+from ..errors import UserError
+from ..specs import Experiment, FullRecompute, Muon, Pipeline, Single
+from ..specs.experiment import num_microbatches, world_size
+from . import hardware, partition
+from .actions import Schedule
+from .hardware import GIB, Device
+from .memory import Held, StageCost, State, peak
+from .sizes import ModelSize, PartSize, model_size
+
+__all__ = ["Estimate", "RankMemory", "balanced", "estimate", "require_fit", "schedule_of", "stage_layers"]
+
+CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU
+FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
+PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
+POSTED = 2  # receives under way from each neighbour (parallel/messages.py)
+STEP_COPY = 4  # bytes per number that AdamW updates on a GPU: torch's foreach form makes one fp32 temporary of all
+KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss", "overhead")
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """What one rank holds at its peak, in bytes."""
+
+    rank: int
+    stages: tuple[tuple[int, range], ...]  # stage and its layers
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    loss: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        """Everything."""
+        return sum(self.kinds().values())
+
+    def kinds(self) -> dict[str, int]:
+        """Bytes by kind, in the order of printing."""
+        return {name: getattr(self, name) for name in KINDS}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory per rank, the number of parameters, and what could not be counted."""
+
+    parameters: int
+    ranks: tuple[RankMemory, ...]
+    left_out: tuple[str, ...]
+
+
+def schedule_of(experiment: Experiment) -> Schedule:
+    """The actions of every rank. Raises ConfigError for a schedule that cannot be."""
+    from .schedules import accumulate
+
+    if not isinstance(experiment.parallel, Pipeline):
+        return accumulate(num_microbatches(experiment))
+    schedule: Any = experiment.parallel.schedule
+    try:
+        return build(schedule, stages=world_size(experiment), microbatches=num_microbatches(experiment))
+    except ValueError as error:
+        raise ConfigError(f"parallel.schedule: {error}") from error
+
+
+def stage_layers(experiment: Experiment) -> tuple[range, ...]:
+    """The layers of each stage: as `cuts` says, else balanced with an equal weight on time and on memory."""
+    parallel = experiment.parallel
+    if isinstance(parallel, Pipeline) and parallel.cuts is not None:
+        stops = [sum(parallel.cuts[: i + 1]) for i in range(len(parallel.cuts))]
+        return tuple(range(start, stop) for start, stop in zip((0, *stops), stops))
+    return balanced(experiment, time_share=0.5)
+
+
+def balanced(experiment: Experiment, time_share: float) -> tuple[range, ...]:
+    """The most even split when `time_share` of a part's cost is its share of the model's floating point operations, and
+    the rest its share of the bytes of weights, gradients and optimizer state. An embedding costs bytes and no time.
+    """
+    size = model_size(experiment.model, experiment.seq_len)
+    if not any(layer.parameters for layer in size.layers):  # nothing is known of them but their number
+        return partition.split([1.0] * len(size.layers), world_size(experiment))
+    state = State(experiment, on_gpu=False)
+    parts = [*((layer, True) for layer in size.layers), (size.embedding, False), (size.head, False)]
+    flops = [part.flops for part, _ in parts]
+    stored = [sum(state.bytes_of(part, in_layer)) for part, in_layer in parts]
+    all_flops, all_bytes = sum(flops) or 1.0, sum(stored) or 1
+    costs = [time_share * f / all_flops + (1 - time_share) * b / all_bytes for f, b in zip(flops, stored)]
+    return partition.split(costs[:-2], world_size(experiment), embedding=costs[-2], head=costs[-1])
+
+
+def estimate(experiment: Experiment, *, on_gpu: bool, layers: Sequence[range] | None = None) -> Estimate:
+    """Memory per rank. `layers`, a range per stage, replaces `stage_layers`.
+
+    On a CPU mixed precision is fp32, and a rank costs a process of Python instead of a CUDA context.
+    """
+    size = model_size(experiment.model, experiment.seq_len)
+    state = State(experiment, on_gpu)
+    ranges = stage_layers(experiment) if layers is None else tuple(layers)
+    schedule = schedule_of(experiment)
+    stages = [StageCost.of(experiment, size, ranges, stage, state.number_bytes) for stage in range(len(ranges))]
+    ranks = []
+    for rank in range(schedule.num_ranks):
+        own = schedule.stages_of(rank)
+        weights, gradients, optimizer, step = _stored(size, ranges, own, state)
+        at_peak = peak(schedule.actions[rank], stages)
+        if step > at_peak.activations + at_peak.loss:  # the optimizer's step is the peak: activations are gone by then
+            at_peak, optimizer = Held(0, 0), optimizer + step
+        neighbours = sum((stage > 0) + (stage < len(ranges) - 1) for stage in own)
+        message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
+        buffers = POSTED * neighbours * message
+        used = weights + gradients + optimizer + at_peak.activations + at_peak.loss + buffers
+        overhead = CONTEXT + int(FRAGMENTATION * used) if on_gpu else PROCESS
+        kinds = (weights, gradients, optimizer, at_peak.activations, buffers, at_peak.loss, overhead)
+        ranks.append(RankMemory(rank, tuple((stage, ranges[stage]) for stage in own), *kinds))
+    return Estimate(size.parameters, tuple(ranks), (*size.left_out, *state.left_out))
+
+
+def _stored(size: ModelSize, ranges: Sequence[range], own: Sequence[int], state: State) -> tuple[int, int, int, int]:
+    """Bytes of weights, gradients, optimizer state, and the temporary of its step, for the stages a rank holds."""
+    parts: list[tuple[PartSize, bool]] = []  # and whether it is in a layer, where Muon takes the matrices
+    parts += [(size.layers[index], True) for stage in own for index in ranges[stage]]
+    last = len(ranges) - 1 in own
+    parts += [(size.embedding, False)] * (0 in own) + [(size.final_norm, False)] * last
+    if last and not (size.tied and 0 in own):
+        parts.append((size.head, False))
+    weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
+    if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
+        optimizer -= state.bytes_of(size.head, False)[2]
+    return weights, gradients, optimizer, STEP_COPY * sum(state.updated_at_once(*part) for part in parts)
+
+
+def require_fit(experiment: Experiment) -> None:
+    """Refuse what this machine cannot hold, or has too few cards for. On GPUs each rank has a card to itself; without
+    GPUs any number of ranks runs and all share the host's memory. Under torchrun the ranks of this machine count.
+
+    Raises:
+        UserError: (exit code 3) what each rank needs, what there is, and what to change.
+        ConfigError: `hardware` is not understood.
+    """
+    hardware.parse(experiment.hardware)  # a wrong one is an error wherever the run is
+    cards, host = hardware.gpus(), hardware.host_memory()
+    here = _ranks_here(world_size(experiment))
+    problem = _problem(experiment, estimate(experiment, on_gpu=bool(cards)), here, cards, host)
+    if problem is None:
+        return
+    advice = [f"  {line}" for line in _advice(experiment, here, cards, host)]
+    raise UserError("\n".join([problem, *(["try, in the class body:", *advice] if advice else [])]), exit_code=3)
+
+
+def _ranks_here(world: int) -> range:
+    """The ranks that run on this machine: all, unless torchrun says otherwise."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    first = int(os.environ.get("RANK", 0)) - int(os.environ.get("LOCAL_RANK", 0))
+    return range(first, first + local) if first >= 0 and first + local <= world else range(world)
+
+
+def _problem(experiment: Experiment, found: Estimate, here: range, cards: Sequence[Device], host: int) -> str | None:
+    """Why it does not fit, with numbers; None when it does."""
+    name, ranks = type(experiment).__qualname__, [found.ranks[rank] for rank in here]
+    lines = [f"  {_described(memory)}" for memory in ranks]
+    if found.left_out:
+        lines.append(f"  not counted: {', '.join(found.left_out)}")
+    if not cards:
+        total = sum(memory.total for memory in ranks)
+        if total <= host:
+            return None
+        head = f"{name} needs {_gib(total)} of memory, this machine has {_gib(host)} and no GPU:"
+    elif len(ranks) > len(cards):
+        head = f"{name} needs {len(ranks)} GPUs, one for each rank, this machine has {len(cards)}:"
+    elif over := [m.rank for m, card in zip(ranks, cards) if m.total > card.memory_bytes]:
+        what = ", ".join(f"{_gib(card.memory_bytes)} ({card.name})" for card in cards[: len(ranks)])
+        ranks_over = f"rank{'s' if len(over) > 1 else ''} {', '.join(map(str, over))}"
+        head = f"{name} does not fit: {ranks_over} of {len(ranks)} need more than there is, {what}:"
+    else:
+        return None
+    return "\n".join([head, *lines])
+
+
+def _described(memory: RankMemory) -> str:
+    kinds = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in memory.kinds().items() if size >= 0.05 * GIB)
+    return f"rank {memory.rank}: {_gib(memory.total)} ({kinds})"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _advice(experiment: Experiment, here: range, cards: Sequence[Device], host: int) -> Iterator[str]:
+    """Lines of code, each with what the run needs with it and those before it; ends with the first that fits."""
+    changed, needed = experiment, _need(estimate(experiment, on_gpu=bool(cards)), bool(cards))
+    for line, change in _changes(experiment, here, cards):
+        try:
+            candidate = replace(changed, **change(changed))
+            found = estimate(candidate, on_gpu=bool(cards))
+        except (ConfigError, ValueError):  # this change does not go with this experiment
+            continue
+        need = _need(found, bool(cards))
+        if need >= needed and world_size(candidate) == world_size(changed):
+            continue
+        changed, needed = candidate, need
+        fits = _problem(candidate, found, range(world_size(candidate)), cards, host) is None
+        yield f"{line(candidate):<55} # {_gib(need)}{' for the fullest rank' if cards else ''}{', fits' if fits else ''}"
+        if fits:
+            return
+
+
+def _need(found: Estimate, on_gpu: bool) -> int:
+    """Bytes of the fullest rank on GPUs, of all ranks together without."""
+    totals = [memory.total for memory in found.ranks]
+    return max(totals) if on_gpu else sum(totals)
+
+
+_Change = tuple[Callable[[Experiment], str], Callable[[Experiment], dict[str, Any]]]
+
+
+def _changes(experiment: Experiment, here: range, cards: Sequence[Device]) -> Iterator[_Change]:
+    """What could help, cheapest first: the line to write, from the changed experiment, and how to change it."""
+    if cards and len(here) != len(cards) and len(cards) <= experiment.model.num_layers:
+        yield from _for_cards(experiment, len(cards))
+    yield lambda x: f"microbatch_size = {x.microbatch_size}", lambda x: {"microbatch_size": 1}
+    yield lambda x: "recompute = FullRecompute()", lambda x: {"recompute": FullRecompute()}
+    if cards and isinstance(experiment.parallel, Pipeline):
+        yield (
+            lambda x: f"parallel = patch(Pipeline, cuts={x.parallel.cuts})",  # type: ignore[attr-defined]
+            lambda x: {"parallel": replace(x.parallel, cuts=tuple(map(len, balanced(x, time_share=0.0))))},
+        )
+    yield lambda x: "optimizer = Muon()", lambda x: {"optimizer": Muon()}
+
+
+def _for_cards(experiment: Experiment, count: int) -> Iterator[_Change]:
+    if count == 1:
+        yield lambda x: "parallel = Single()", lambda x: {"parallel": Single()}
+    elif isinstance(experiment.parallel, Pipeline):
+        stages = {"stages": count, "cuts": None}
+        line = f"parallel = patch(Pipeline, stages={count})"
+        yield lambda x: line, lambda x: {"parallel": replace(x.parallel, **stages)}
+    else:
+        yield lambda x: f"parallel = Pipeline(stages={count})", lambda x: {"parallel": Pipeline(stages=count)}

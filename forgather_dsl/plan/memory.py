@@ -1,0 +1,114 @@
+"""What one rank holds while it trains: bytes of its parameters, and of microbatches in flight on its stages.
+
+In: sizes of parts, precision, optimizer, recomputing, the rank's actions. Out: bytes. The peak is found by walking the
+rank's own actions: what F puts down, B takes away; after I the inputs and output gradients of linear layers stay until W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..specs import AdamW, BF16Mixed, Experiment, FullRecompute, Muon
+from .actions import Action
+from .sizes import ModelSize, PartSize
+
+__all__ = ["Held", "StageCost", "State", "peak"]
+
+
+class State:
+    """Bytes per parameter under an experiment's precision and optimizer."""
+
+    def __init__(self, experiment: Experiment, on_gpu: bool) -> None:
+        mixed = on_gpu and isinstance(experiment.precision, BF16Mixed)
+        self.on_gpu = on_gpu
+        self.number_bytes = 2 if mixed else 4  # of an activation
+        self.left_out: tuple[str, ...] = ()
+        target = type(experiment.optimizer).__target__
+        self.matrix_state = 8  # two fp32 moments
+        if target == Muon.__target__:
+            self.matrix_state = 4  # one momentum for the matrices of layers
+        elif target != AdamW.__target__:
+            name = type(experiment.optimizer).__name__
+            self.left_out = (f"{name} (counted as two fp32 numbers per parameter, as AdamW)",)
+
+    def bytes_of(self, part: PartSize, in_layer: bool) -> tuple[int, int, int]:
+        """Weights, gradients, optimizer state. Under mixed precision linear layers keep a bf16 copy during a step."""
+        copies = 2 * part.matrices if self.number_bytes == 2 and part.flops else 0
+        matrix_state = self.matrix_state if in_layer else 8
+        return (
+            4 * part.parameters + copies,
+            4 * part.parameters,
+            matrix_state * part.matrices + 8 * part.vectors,
+        )
+
+    def updated_at_once(self, part: PartSize, in_layer: bool) -> int:
+        """Numbers that torch updates all at once: on a GPU, whatever AdamW takes."""
+        if not self.on_gpu:
+            return 0
+        return part.parameters if self.matrix_state == 8 or not in_layer else part.vectors
+
+
+class Held(NamedTuple):
+    """Bytes of activations and of the loss."""
+
+    activations: int
+    loss: int
+
+    def plus(self, other: Held, times: int = 1) -> Held:
+        """With `other` added `times` times."""
+        return Held(self.activations + times * other.activations, self.loss + times * other.loss)
+
+
+class StageCost(NamedTuple):
+    """What one microbatch costs on one stage."""
+
+    kept: Held  # from F to B or I
+    owed: Held  # from I to W
+    working: Held  # while an action runs
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, number_bytes: int
+    ) -> StageCost:
+        """One microbatch on stage `stage` of those with these layers; activations take `number_bytes` each."""
+        tokens = experiment.microbatch_size * experiment.seq_len
+        layers = [size.layers[index] for index in ranges[stage]]
+        first, last = stage == 0, stage == len(ranges) - 1
+
+        def held(numbers: int, fp32: int = 0) -> int:
+            return tokens * (number_bytes * numbers + 4 * fp32)
+
+        kept = [held(layer.kept, layer.kept_fp32) for layer in layers]
+        working = max((held(layer.transient) for layer in layers), default=0)
+        if isinstance(experiment.recompute, FullRecompute):
+            working += max(kept, default=0)  # one layer at a time is computed again
+            kept = [held(size.dim)] * len(layers)
+        owed = sum(held(layer.owed) for layer in layers) + (held(size.embedding.owed) if first else 0)
+        if not last:
+            return cls(Held(sum(kept) + held(size.dim), 0), Held(owed, 0), Held(working, 0))
+        tail = size.final_norm + size.head
+        logits = tokens * 4 * size.vocab_size  # fp32
+        return cls(
+            kept=Held(sum(kept) + held(tail.kept, tail.kept_fp32), logits),  # the loss keeps its log-probabilities
+            owed=Held(owed + held(size.dim), held(size.vocab_size)),
+            working=Held(working, 2 * logits),
+        )
+
+
+def peak(actions: Sequence[Action], stages: Sequence[StageCost]) -> Held:
+    """The most that a rank's actions hold at once; only the rank's own order matters."""
+    now = most = Held(0, 0)
+    for action in actions:
+        stage = stages[action.stage]
+        if action.kind == "F":
+            now = now.plus(stage.kept)
+        during = now if action.kind == "W" else now.plus(stage.working)
+        most = max(most, during, key=sum)
+        if action.kind in "BI":
+            now = now.plus(stage.kept, -1)
+        if action.kind == "I":
+            now = now.plus(stage.owed)
+        if action.kind == "W":
+            now = now.plus(stage.owed, -1)
+    return most

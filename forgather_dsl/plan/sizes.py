@@ -1,0 +1,164 @@
+"""How large each part of a model is: parameters, numbers kept per token for the backward pass, floating point operations.
+
+In: the specs alone. Out: `ModelSize`, exact in parameters. Parts are known by what they build, so a subclass with other
+defaults counts as its base; what a user wrote is not counted, and named in `left_out`. Which tensors the backward pass
+keeps was audited with saved-tensor hooks (tests/plan/test_estimate.py does it again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..dsl import Lazy
+
+__all__ = ["ModelSize", "PartSize", "model_size"]
+
+
+class PartSize(NamedTuple):
+    """One part. Numbers per token are of the activations' format (bf16 or fp32); `kept_fp32` are fp32 in any case."""
+
+    matrices: int = 0  # parameters in 2-D weights
+    vectors: int = 0  # parameters in norms and biases
+    kept: int = 0  # numbers per token from the forward to the backward pass
+    kept_fp32: int = 0
+    owed: int = 0  # numbers per token from I to W: inputs and output gradients of the linear layers
+    transient: int = 0  # gradients per token that live while the part runs backward
+    flops: int = 0  # forward, per token
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.matrices + self.vectors
+
+    def __add__(self, other: PartSize) -> PartSize:  # type: ignore[override]  # sizes add up, tuples would join
+        return PartSize(*(a + b for a, b in zip(self, other)))
+
+
+class ModelSize(NamedTuple):
+    """A decoder: what the first stage has more, each layer, what the last stage has more."""
+
+    dim: int
+    vocab_size: int
+    embedding: PartSize
+    layers: tuple[PartSize, ...]
+    final_norm: PartSize
+    head: PartSize
+    tied: bool
+    left_out: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Of the model; tied weights once."""
+        head = 0 if self.tied else self.head.parameters
+        parts = (self.embedding, *self.layers, self.final_norm)
+        return sum(part.parameters for part in parts) + head
+
+
+def model_size(model: Any, seq_len: int) -> ModelSize:
+    """Sizes of a model's spec. A model that is not known counts as its embedding and head alone."""
+    dim, vocab = _number(model, "dim"), _number(model, "vocab_size")
+    left_out: list[str] = []
+    known = {"num_heads", "norm", "attention", "mlp"} <= set(getattr(type(model), "__fields__", ()))
+    if known:
+        layers = tuple(_layer(model, index, seq_len, left_out) for index in range(model.num_layers))
+        final = _counted(_NORMS, model.norm, left_out, model.num_layers, dim)
+    else:
+        left_out.append(f"the layers of {type(model).__name__}")
+        layers, final = (PartSize(),) * _number(model, "num_layers"), PartSize()
+    return ModelSize(
+        dim=dim,
+        vocab_size=vocab,
+        embedding=PartSize(matrices=vocab * dim, owed=dim),
+        layers=layers,
+        final_norm=final,
+        head=PartSize(matrices=vocab * dim, kept=dim, owed=dim + vocab, flops=2 * vocab * dim),
+        tied=bool(getattr(model, "tie_embeddings", False)),
+        left_out=tuple(dict.fromkeys(left_out)),
+    )
+
+
+def _number(model: Any, name: str) -> int:
+    found = getattr(model, name, 0)  # a `call` has no fields
+    return found if isinstance(found, int) else 0
+
+
+def _layer(model: Any, index: int, seq_len: int, left_out: list[str]) -> PartSize:
+    norm = _counted(_NORMS, model.norm, left_out, index, model.dim)
+    attention = _counted(_ATTENTIONS, model.attention, left_out, index, model, seq_len, left_out)
+    mlp = _counted(_MLPS, model.mlp, left_out, index, model.dim, model.ffn_dim)
+    if model.dropout:
+        left_out.append("dropout masks")
+    return norm + norm + attention + mlp
+
+
+def _counted(
+    known: dict[str, Callable[..., PartSize]], part: Any, left_out: list[str], layer_index: int, *context: Any
+) -> PartSize:
+    """The size of a part in one layer, zero and a note for an unknown one."""
+    choose = getattr(type(part), "__choose__", None)  # Cycle: another part in each layer
+    if choose is not None:
+        part = choose(part, {"layer_index": layer_index})
+    count = known.get(str(getattr(type(part), "__target__", None)))
+    if count is None:
+        left_out.append(type(part).__name__ if isinstance(part, Lazy) else repr(part))
+        return PartSize()
+    return count(part, *context)
+
+
+def _rms_norm(norm: Any, dim: int) -> PartSize:
+    return PartSize(vectors=dim, kept=dim, kept_fp32=1)
+
+
+def _layer_norm(norm: Any, dim: int) -> PartSize:
+    return PartSize(vectors=dim * (2 if norm.bias else 1), kept=dim, kept_fp32=2)
+
+
+def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) -> PartSize:
+    """Query, key, value and output projections around fused attention, which keeps its inputs, output and log-sum-exp."""
+    dim, heads = model.dim, model.num_heads
+    q, kv = heads * model.head_dim, model.num_kv_heads * model.head_dim
+    reach = min(seq_len, getattr(attention, "window", seq_len))
+    size = PartSize(
+        matrices=2 * dim * q + 2 * dim * kv,
+        vectors=(q + 2 * kv if attention.bias else 0) + (dim if attention.output_bias else 0),
+        kept=dim + 2 * q + 2 * kv,
+        kept_fp32=heads,
+        owed=2 * dim + 2 * q + 2 * kv,
+        transient=q + 2 * kv,
+        flops=2 * (2 * dim * q + 2 * dim * kv) + 2 * q * reach,  # causal: half of the scores
+    )
+    if attention.dropout:
+        left_out.append("attention dropout")
+    if attention.qk_norm is None:
+        return size
+    unknown: list[str] = []
+    norm = _counted(_NORMS, attention.qk_norm, unknown, 0, model.head_dim)
+    left_out += unknown
+    rows = PartSize(kept=q + kv, kept_fp32=(heads + model.num_kv_heads) * norm.kept_fp32)  # each head is normalised
+    return size + PartSize(vectors=2 * norm.vectors) + (PartSize() if unknown else rows)
+
+
+def _swiglu(mlp: Any, dim: int, ffn: int) -> PartSize:
+    """Kept: the input, gate, up, silu(gate), their product."""
+    biases = 2 * ffn + dim if mlp.bias else 0
+    return PartSize(3 * dim * ffn, biases, dim + 4 * ffn, 0, 2 * dim + 3 * ffn, dim + 2 * ffn, 6 * dim * ffn)
+
+
+def _two_matrices(mlp: Any, dim: int, ffn: int) -> PartSize:
+    """Kept: the input, before and after the activation function (of squared ReLU: the ReLU and its square)."""
+    biases = ffn + dim if mlp.bias else 0
+    return PartSize(2 * dim * ffn, biases, dim + 2 * ffn, 0, 2 * dim + 2 * ffn, dim + ffn, 4 * dim * ffn)
+
+
+_MODELS = "forgather_dsl.models"
+_NORMS = {f"{_MODELS}.norms.RMSNorm": _rms_norm, f"{_MODELS}.norms.LayerNorm": _layer_norm}
+_ATTENTIONS = {
+    f"{_MODELS}.attention.GroupedQueryAttention": _attention,
+    f"{_MODELS}.attention.SlidingWindow": _attention,
+}
+_MLPS = {
+    f"{_MODELS}.mlp.SwiGLU": _swiglu,
+    f"{_MODELS}.mlp.GELUMLP": _two_matrices,
+    f"{_MODELS}.mlp.ReLUSquaredMLP": _two_matrices,
+}
