@@ -1,0 +1,23 @@
+"""The first run, and the tutorial: a small language model of Python's own source. Nothing is downloaded.
+
+python -m forgather_dsl run experiments/first.py:First
+"""
+
+from forgather_dsl import Experiment, Llama, Muon, Pipeline, patch
+
+
+class First(Experiment):
+    """A Llama of 1.9 M parameters on Python's standard library: about a minute on two CPU cores."""
+
+    seq_len = 128  # tokens
+    batch_size = 8  # sequences per optimizer step,
+    microbatch_size = 2  # of which two at a time
+    steps = 450
+    model = patch(Llama, dim=128, num_layers=4, num_heads=4)
+    optimizer = Muon(lr=0.02, adamw_lr=3e-3)
+
+
+class FirstPP2(First):
+    """The same on two processes, a pipeline of two stages: the same losses, bit for bit."""
+
+    parallel = Pipeline(stages=2)
