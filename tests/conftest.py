@@ -1,0 +1,19 @@
+"""For all tests: no colours, a fixed width, and a cache and home of the session, so that nobody's own files are touched."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_and_alone(tmp_path_factory: pytest.TempPathFactory):
+    """The environment, which child processes inherit. A cache chosen by the caller stays, so that it can be reused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_COLOR", "1")
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("FORGATHER_CACHE", os.environ.get("FORGATHER_CACHE") or str(tmp_path_factory.mktemp("cache")))
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FORGATHER_RUN"):
+            patch.delenv(name, raising=False)
+        yield
