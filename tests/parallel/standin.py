@@ -31,7 +31,9 @@ class Block(nn.Module):
         self.down = nn.Linear(2 * dim, dim, bias=True)
 
     def forward(self, x, context, cache):
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
         if cache is not None:
             k, v = cache.update(self.index, k, v)
         a = F.scaled_dot_product_attention(q + context.position, k, v, attn_mask=context.mask)
