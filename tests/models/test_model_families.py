@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from forgather_dsl.models.mlp import SwiGLU
 from forgather_dsl.models.rope import Rope
-
-transformers = pytest.importorskip("transformers")
 
 SEQ = 40  # longer than the sliding window below
 WINDOW = 7
