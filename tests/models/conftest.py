@@ -63,6 +63,15 @@ def randomise(model: torch.nn.Module) -> None:
             parameter.normal_(0.0, 0.1).add_(1.0 if parameter.dim() == 1 else 0.0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small are slower on two threads, ten times so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def build() -> Callable[..., Llama]:
     return make
