@@ -1,0 +1,283 @@
+"""The verbs. Each one parses, calls one function and prints; what goes wrong ends in `output.guarded` and an exit code.
+
+In: the words after `python -m forgather_dsl`. Out: text or JSON on stdout, problems on stderr, and 0, 2 (the experiment or
+the command line is wrong), 3 (it does not fit), 4 (training failed) or 130 (interrupted and saved).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import UserError
+from . import gallery, listing
+from .completion import whole_targets
+from .output import WRONG, complain, guarded, on_terminal, print_json, print_table
+from .quick import QuickCommand, QuickGroup
+
+SCRIPT = "forgather_dsl"
+
+
+def prog() -> str:
+    """How this program was called, for messages."""
+    return SCRIPT if os.path.basename(sys.argv[0]) == SCRIPT else f"python -m {SCRIPT}"
+
+
+app = typer.Typer(
+    cls=QuickGroup,
+    help="Experiments as Python classes. TARGET is file.py:Class, file.py (its only experiment), a dotted module, or a run.",
+    rich_markup_mode="rich" if on_terminal() else None,  # rich takes a fifth of a second to import
+    pretty_exceptions_enable=False,
+    add_completion=prog() == SCRIPT,  # shells complete a program, not a `python -m`
+)
+
+
+def _complete_target(incomplete: str) -> list[str]:
+    return listing.complete(incomplete)
+
+
+Target = Annotated[
+    str, typer.Argument(help="file.py:Class, file.py, a module or a run", autocompletion=_complete_target)
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="change a value; repeatable")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON alone")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+FORMS = ("tree", "mermaid", "dot", "json")
+
+
+def _end(work: Callable[[], None], debug: bool) -> None:
+    raise typer.Exit(guarded(work, debug))
+
+
+@app.callback(invoke_without_command=True)
+def overview(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
+) -> None:
+    """What is here, and what to do next."""
+    if version:
+        print(f"forgather_dsl {__version__}")
+    elif ctx.invoked_subcommand is None:
+        from .overview import print_overview
+
+        _end(print_overview, debug=False)
+
+
+@app.command(cls=QuickCommand)
+def ls(
+    path: Annotated[str | None, typer.Argument(help="a folder or file; default: experiments, or what is here")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List experiments."""
+
+    def work() -> None:
+        rows = listing.rows(path if path is not None else listing.default_place())
+        if json:
+            print_json(rows)
+            return
+        print_table(("target", "bases", "", "what"), [_listed(row) for row in rows])
+
+    _end(work, debug)
+
+
+def _listed(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    state = "error" if row["error"] else "abstract" if row["abstract"] else "incomplete" if row["missing"] else ""
+    return row["target"], ", ".join(row["bases"]), state, row["error"] or row["doc"]
+
+
+@app.command(cls=QuickCommand)
+def init(folder: Annotated[str, typer.Argument(metavar="DIR", help="where to")], debug: Debug = False) -> None:
+    """Copy the experiments that come with the package, to start from."""
+
+    def work() -> None:
+        for file in gallery.copy_to(folder):
+            print(file)
+        print(f"next: {prog()} run {os.path.join(folder, gallery.FIRST)}:First")
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def show(
+    target: Target,
+    set_: Settings = None,
+    why: Annotated[bool, typer.Option("--why", help="add who set each value")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print the resolved configuration."""
+
+    def work() -> None:
+        from ..dsl import warnings
+        from .describing import said_by, values
+
+        found, texts = values(target, set_ or [])
+        for text in warnings(found):
+            complain(text, "warning")
+        said = {path: said_by(found, path) for path in texts} if why else {}
+        if json:
+            print_json(
+                {"target": target, "class": type(found).__qualname__, "values": texts, **({"why": said} if why else {})}
+            )
+            return
+        for path, text in texts.items():
+            print(f"{path} = {text}" + (f"    # {said[path]}" if said.get(path) else ""))
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def explain(
+    target: Target,
+    field: Annotated[str, typer.Argument(help="a path such as optimizer.lr")],
+    set_: Settings = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show every class and line that had a say in a value, the winner first."""
+
+    def work() -> None:
+        from .describing import explained
+
+        rows = explained(target, field, set_ or [])
+        if json:
+            print_json(rows)
+        else:
+            print_table(("value", "said by", "where"), [(row["value"], row["who"], row["where"]) for row in rows])
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def diff(
+    left: Annotated[str, typer.Argument(metavar="A", autocompletion=_complete_target)],
+    right: Annotated[str, typer.Argument(metavar="B", autocompletion=_complete_target)],
+    set_: Settings = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what differs between two experiments or runs."""
+
+    def work() -> None:
+        from .describing import differences
+
+        rows = differences(left, right, set_ or [])
+        if json:
+            print_json(rows)
+            return
+        texts = [(r["path"], r["left"] or "-", r["left_by"], r["right"] or "-", r["right_by"]) for r in rows]
+        if texts:
+            print_table(("path", "A", "set by", "B", "set by"), texts)
+        else:
+            print("no difference")
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def graph(
+    target: Target,
+    set_: Settings = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="|".join(FORMS), help="how to draw it", autocompletion=lambda: FORMS)
+    ] = "tree",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw the object graph, down to the stages that each rank builds and the head of its schedule."""
+
+    def work() -> None:
+        from .drawing import as_data, draw
+        from .targets import find_checked
+
+        if form not in FORMS:
+            raise UserError(f"--format {form!r}: write one of {', '.join(FORMS)}")
+        found = find_checked(target, set_ or [])
+        if json or form == "json":
+            print_json(as_data(found))
+        else:
+            print(draw(found, form), end="")
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def run(
+    target: Annotated[
+        str | None, typer.Argument(help="default: First of the gallery", autocompletion=_complete_target)
+    ] = None,
+    set_: Settings = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="the run directory")] = None,
+    resume: Annotated[str, typer.Option("--resume", help="auto, never, or the path of a checkpoint")] = "auto",
+    allow_change: Annotated[bool, typer.Option("--allow-change", help="resume a changed experiment")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train. Without a target: the first experiment of the gallery."""
+
+    def work() -> None:
+        from ..runs.run import is_run
+        from .targets import find_experiment
+
+        chosen = gallery.first_target() if target is None else target
+        experiment = find_experiment(chosen, set_ or [])
+        from ..train.trainer import Trainer
+
+        place = out if out is not None or not is_run(chosen) else chosen  # a run goes on where it is
+        options = {"resume": resume, "allow_change": allow_change, "target": chosen, "command": sys.argv}
+        Trainer(experiment, out=place, **options).fit()
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def generate(
+    run: Annotated[str, typer.Argument(help="a run directory", autocompletion=_complete_target)],
+    prompt: Annotated[str, typer.Argument(help="how the text begins")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 100,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token")] = 0.7,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0: all tokens")] = 50,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    trust: Annotated[bool, typer.Option("--trust", help="import the user's own code that the run names")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let a trained model write."""
+
+    def work() -> None:
+        from ..runs.run import Run
+
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k or None, "seed": seed}
+        text = Run(run).generate(prompt, **options, trust=trust)
+        print_json({"text": text}) if json else print(text)
+
+    _end(work, debug)
+
+
+@app.command(cls=QuickCommand)
+def doctor(json: Json = False, debug: Debug = False) -> None:
+    """Examine this machine: versions, GPUs, memory, disk, and a ping between two ranks."""
+
+    def work() -> None:
+        from .doctor import as_rows, examine
+
+        found = examine()
+        if json:
+            print_json(found)
+        else:
+            print_table(("", ""), as_rows(found))
+
+    _end(work, debug)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line. Returns the exit code."""
+    try:
+        whole_targets(lambda: app(arguments, prog_name=prog()))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else WRONG if end.code else 0
+    return 0

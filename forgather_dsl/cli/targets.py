@@ -1,0 +1,80 @@
+"""From what is typed to an experiment: `file.py:Class`, `file.py`, a dotted module, or a run directory, and `--set` on top."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..dsl import ConfigError, Lazy, LoadError, check, is_mixin, load, override
+from ..dsl.load import is_root
+from ..runs.run import Run, is_run
+
+
+def find(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
+    """The experiment or component that `target` names, with `--set` applied.
+
+    Raises:
+        ConfigError: it cannot be found or imported, or a setting does not apply.
+    """
+    values = parse_settings(settings)
+    if is_run(target):
+        return _override(Run(target).experiment, values)
+    if os.path.isdir(target):
+        raise LoadError(f"{target} is a folder without config.json, so no run; write file.py:Class, or see ls {target}")
+    with printing_to_stderr():
+        found = load(target)
+        if isinstance(found, type) and issubclass(found, Lazy):
+            found = found()
+    if not isinstance(found, Lazy):
+        raise LoadError(f"{target} is {found!r}, not an experiment; write class Mine(Experiment): ...")
+    return _override(found, values)
+
+
+def find_checked(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
+    """The same, complete and free of contradictions. Raises ConfigError with every problem."""
+    found = find(target, settings)
+    check(found)
+    return found
+
+
+def find_experiment(target: str, settings: Sequence[str] = ()) -> Any:
+    """The same, to be trained. Raises ConfigError for what is no experiment."""
+    found = find_checked(target, settings)
+    if not is_root(type(found)):
+        raise ConfigError(f"{target} is a {type(found).__name__}, not an experiment; only experiments can be run")
+    return found
+
+
+def is_abstract(found: Lazy[Any]) -> bool:
+    """Whether a class is there to be subclassed: it says so, or its patches find nothing to apply to."""
+    return type(found).__abstract__ or is_mixin(found)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """`path=value` texts as a mapping; of two for one path the later counts. Raises ConfigError for anything else."""
+    pairs = [text.partition("=") for text in settings]
+    wrong = [text for text, (path, equals, _) in zip(settings, pairs) if not equals or not path.strip()]
+    if wrong:
+        problems = [f"--set {text!r}: write --set path=value, such as --set optimizer.lr=1e-4" for text in wrong]
+        raise ConfigError("\n".join(problems), problems)
+    return {path.strip(): value for path, _, value in pairs}
+
+
+def _override(found: Lazy[Any], values: dict[str, str]) -> Lazy[Any]:
+    if not values:
+        return found
+    try:
+        return override(found, values)
+    except ConfigError as error:
+        problems = [f"--set {problem}" for problem in error.problems]
+        raise ConfigError("\n".join(problems), problems) from error
+
+
+@contextlib.contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """While a user's file is imported: what it prints must not mix with the JSON on stdout."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
