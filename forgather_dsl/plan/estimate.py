@@ -158,7 +158,11 @@ def require_fit(experiment: Experiment) -> None:
     if problem is None:
         return
     advice = [f"  {line}" for line in _advice(experiment, here, cards, host)]
-    raise UserError("\n".join([problem, *(["try, in the class body:", *advice] if advice else [])]), exit_code=3)
+    if advice:
+        advice.insert(0, "try, in the class body:")
+    else:
+        advice = ["a smaller model (dim, num_layers, vocab_size) or a shorter seq_len would take less"]
+    raise UserError("\n".join([problem, *advice]), exit_code=3)
 
 
 def _ranks_here(world: int) -> range:
@@ -178,7 +182,8 @@ def _problem(experiment: Experiment, found: Estimate, here: range, cards: Sequen
         total = sum(memory.total for memory in ranks)
         if total <= host:
             return None
-        head = f"{name} needs {_gib(total)} of memory, this machine has {_gib(host)} and no GPU:"
+        named = "" if experiment.hardware == "auto" else f" (hardware = {experiment.hardware!r} is not here)"
+        head = f"{name} needs {_gib(total)} of memory, this machine has {_gib(host)} and no GPU{named}:"
     elif len(ranks) > len(cards):
         head = f"{name} needs {len(ranks)} GPUs, one for each rank, this machine has {len(cards)}:"
     elif over := [m.rank for m, card in zip(ranks, cards) if m.total > card.memory_bytes]:
@@ -204,7 +209,10 @@ def _advice(experiment: Experiment, here: range, cards: Sequence[Device], host: 
     changed, needed = experiment, _need(estimate(experiment, on_gpu=bool(cards)), bool(cards))
     for line, change in _changes(experiment, here, cards):
         try:
-            candidate = replace(changed, **change(changed))
+            values = change(changed)
+            if all(getattr(changed, name) == value for name, value in values.items()):
+                continue
+            candidate = replace(changed, **values)
             found = estimate(candidate, on_gpu=bool(cards))
         except (ConfigError, ValueError):  # this change does not go with this experiment
             continue
