@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +19,10 @@ from forgather_dsl.parallel.messages import Message, Messages
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import Action
 
-__all__ = ["Execution", "Timing"]
+__all__ = ["Execution", "Forward", "Timing"]
+
+Forward = Callable[[Stage, torch.Tensor, int], torch.Tensor]
+"""(stage, input, microbatch) to the stage's output: an activation, or what the last stage makes of it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
 
-    def now(self):
+    def now(self) -> Any:
         """A point in time, for `seconds`."""
         if not self.cuda:
             return time.perf_counter()
@@ -54,7 +58,7 @@ class Clock:
         event.record()
         return event
 
-    def seconds(self, start, end) -> float:
+    def seconds(self, start: Any, end: Any) -> float:
         """Between two points in time; waits for the GPU to reach the second."""
         if not self.cuda:
             return end - start
@@ -70,7 +74,7 @@ class Execution:
         stages: Mapping[int, Stage],
         messages: Messages,
         tokens: Sequence[torch.Tensor],
-        forward: Callable[[Stage, torch.Tensor, int], torch.Tensor],
+        forward: Forward,
         loss_gradient: float,
     ) -> None:
         self.stages, self.messages, self.tokens = stages, messages, tokens
@@ -79,26 +83,24 @@ class Execution:
         self.alive: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # inputs and outputs, F to B or I
         self.owed: dict[tuple[int, int], Owed] = {}  # weight gradients, I to W
         self.clock = Clock(messages.device)
-        self._marks: list = []  # (action or None for the whole run, start, end)
-        self._started = self.clock.now()
+        self._marks: dict[Action, tuple[Any, Any]] = {}  # start and end
+        self._started = self._begin = self._end = self.clock.now()
 
     def run(self, actions: Iterable[Action]) -> None:
         """Run the actions in order, then see that nothing is left over."""
-        begin = self.clock.now()
+        self._begin = self.clock.now()
         table = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weights}
         for action in actions:
             table[action.kind](action)
-            self._marks.append((action, self._started, self.clock.now()))
+            self._marks[action] = (self._started, self.clock.now())
         self._check_nothing_left()
         self.messages.finish()
-        self._marks.append((None, begin, self.clock.now()))
+        self._end = self.clock.now()
 
     def timing(self) -> Timing:
         """Seconds per action and of the run. On a GPU this waits for it to finish."""
-        *actions, (_, begin, end) = self._marks
-        return Timing(
-            {action: self.clock.seconds(*marks) for action, *marks in actions}, self.clock.seconds(begin, end)
-        )
+        seconds = {action: self.clock.seconds(*marks) for action, marks in self._marks.items()}
+        return Timing(seconds, self.clock.seconds(self._begin, self._end))
 
     def _forward(self, action: Action) -> None:
         stage, k = self.stages[action.stage], action.microbatch

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 
 from forgather_dsl.models.cache import KVCache
-from forgather_dsl.parallel.execution import Execution, Timing
+from forgather_dsl.parallel.execution import Execution, Forward, Timing
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.messages import Messages, Wire
 from forgather_dsl.parallel.stage import Stage
@@ -33,7 +33,7 @@ class Pipeline:
     """This rank's part of a pipeline.
 
     `stages` are the stages that `schedule` places on this rank; `group` is None when there is one rank. `seed` is
-    dropout's; `replica` numbers data-parallel copies, so that each draws its own. `timing` is that of the last step.
+    dropout's; `replica` numbers data-parallel copies, so that each draws its own.
     Raises ValueError when the schedule is not valid or the stages are not the ones it places here.
     """
 
@@ -55,7 +55,7 @@ class Pipeline:
                 f"has {schedule.num_ranks} ranks and places {list(schedule.stages_of(self.wire.rank))} there"
             )
         self.last_rank = schedule.placement[-1]
-        self.timing = Timing({}, 0.0)
+        self._last_step: Execution | None = None
         one = next(iter(self.stages.values()))
         self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
         self._tied = TiedHead(self.stages, schedule.placement, self.wire) if one.tied else None
@@ -65,6 +65,11 @@ class Pipeline:
     @property
     def _num_ranks(self) -> int:
         return self.wire.group.size if self.wire.group else 1
+
+    @property
+    def timing(self) -> Timing:
+        """What this rank did in the last step. On a GPU, reading it waits for the step to finish."""
+        return self._last_step.timing() if self._last_step else Timing({}, 0.0)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This rank's parameters to train, by full name; over all ranks each name occurs once."""
@@ -91,17 +96,13 @@ class Pipeline:
             raise ValueError(f"a batch of {len(tokens)} sequences does not divide into {count} microbatches")
         if num_valid < 1:
             raise ValueError(f"num_valid={num_valid}: a step needs at least one valid target")
-        batch = _split(tokens, targets, documents, len(tokens) // count)
-
-        def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
-            y = stage.forward(x, batch[k][2], (self.seed, step, self.replica * count + k))
-            return loss_fn(y, batch[k][1].to(self._device)) if stage.last else y
-
+        parts = tokens.split(len(tokens) // count)
+        forward = self._to_loss(targets, documents, len(parts[0]), loss_fn, step)
         with self._session(training=True), self._generator_kept():
-            execution = self._run(self.schedule, [part[0] for part in batch], forward, 1.0 / num_valid)
+            execution = self._run(self.schedule, parts, forward, 1.0 / num_valid)
             if self._tied:
                 self._tied.collect()
-        self.timing = execution.timing()
+        self._last_step = execution
         return self._loss_sum(execution)
 
     def forward_only(
@@ -116,15 +117,11 @@ class Pipeline:
 
         On the rank of the last stage; None on the others.
         """
-        batch = _split(tokens, targets, documents, microbatch_size)
-
-        def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
-            y = stage.forward(x, batch[k][2], (self.seed, 0, k))
-            return loss_fn(y, batch[k][1].to(self._device)) if stage.last else y
-
-        schedule = forwards(self.schedule.placement, len(batch))
+        parts = tokens.split(microbatch_size)
+        forward = self._to_loss(targets, documents, microbatch_size, loss_fn, step=0)
+        schedule = forwards(self.schedule.placement, len(parts))
         with self._session(training=False), torch.no_grad():
-            return self._loss_sum(self._run(schedule, [part[0] for part in batch], forward))
+            return self._loss_sum(self._run(schedule, parts, forward))
 
     def sample(
         self, tokens: torch.Tensor, max_new_tokens: int, pick: Callable[[torch.Tensor], int], stop: int | None = None
@@ -152,11 +149,25 @@ class Pipeline:
                 tokens = torch.tensor([chosen[-1:]])
         return chosen
 
+    def _to_loss(
+        self, targets: torch.Tensor, documents: torch.Tensor | None, size: int, loss_fn: LossFn, step: int
+    ) -> Forward:
+        """How a microbatch of `size` sequences goes through a stage, on the last one to its loss."""
+        first = self.replica * self.schedule.num_microbatches
+
+        def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
+            rows = slice(k * size, (k + 1) * size)
+            ids = None if documents is None else documents[rows].to(stage.device)
+            y = stage.forward(x, ids, (self.seed, step, first + k))
+            return loss_fn(y, targets[rows].to(stage.device)) if stage.last else y
+
+        return forward
+
     def _run(
         self,
         schedule: Schedule,
         tokens: Sequence[torch.Tensor],
-        forward: Callable[[Stage, torch.Tensor, int], torch.Tensor],
+        forward: Forward,
         loss_gradient: float = 0.0,
     ) -> Execution:
         rows = [(part.shape[0], part.shape[1]) for part in tokens]
@@ -192,13 +203,3 @@ class Pipeline:
                 yield
         else:
             yield
-
-
-def _split(
-    tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None, size: int
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """Microbatches of `size` sequences; the last may be smaller."""
-    parts = tokens.split(size)
-    return list(
-        zip(parts, targets.split(size), documents.split(size) if documents is not None else [None] * len(parts))
-    )

@@ -159,6 +159,7 @@ class Messages:
         if target == self.wire.rank:
             self.local[message] = tensor
             return
+        # gloo says so only after wait(): there, what is sent lives until the end of the run
         self.sends = [send for send in self.sends if not send.work.is_completed()]
         self.sends.append(self.wire.send(tensor, target, self.tags[message]))
 

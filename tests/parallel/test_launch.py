@@ -67,7 +67,7 @@ signal.signal(signal.SIGINT, save); signal.signal(signal.SIGTERM, save)
 
 def test_each_rank_knows_its_place_and_rank_0_has_the_output():
     code = "print(*(os.environ[k] for k in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')))\n"
-    code += "print('rank', rank, file=sys.stderr)"
+    code += "sys.stderr.write(f'rank {rank}\\n')"
     done = launcher(code, world=3)
     out, err = done.communicate(timeout=20)
     assert done.returncode == 0, err
