@@ -155,18 +155,18 @@ def _verify_call(lazy: Lazy[Any], target: Callable[..., Any], values: Mapping[st
     """Raise ConfigError when the target does not take these arguments, before it runs."""
     try:
         signature = inspect.signature(target)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError):  # some built-in types do not tell
         return
     try:
         signature.bind(**values)
     except TypeError as error:
         cls, known = type(lazy), parameters(target) or frozenset()
-        text = f"{cls.__name__} builds {getattr(target, '__qualname__', target)}: {error}"
-        unknown = [name for name in values if name not in known]
-        needed = [name for name in cls.__runtime__ if name not in values]
-        if unknown:
-            text += suggest(unknown[0], known, "it takes")
-        elif needed:
-            names = ", ".join(needed)
-            text += f"; {cls.__name__} is built with {names}: annotate the field that holds it as Factory[...], or pass them to build"
-        raise ConfigError(text) from None
+        found = [f"takes no {name!r}{suggest(name, known, 'it takes')}" for name in values if name not in known]
+        required = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name in known]
+        absent = [name for name in required if name not in values]
+        if absent:
+            found.append(f"needs {', '.join(absent)}")
+        if set(absent) & set(cls.__runtime__):
+            found.append(f"{cls.__name__} gets that when it is built: annotate the field that holds it as Factory[...]")
+        name = getattr(target, "__qualname__", repr(target))
+        raise ConfigError(f"{cls.__name__} builds {name}, which {'; '.join(found) or error}") from None

@@ -57,6 +57,11 @@ def title(cls: type) -> str:
     return cls.__qualname__.rpartition("<locals>.")[2]
 
 
+def article(name: str) -> str:
+    """`an AdamW`, `a Llama`."""
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def joined(errors: Sequence[ConfigError]) -> ConfigError:
     """Several errors as one: of their kind when they agree, with every problem on a line of its own."""
     if len(errors) == 1:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from .errors import ConfigError, UnknownField, place, suggest, title
 from .graph import leaf_text, split_path
 from .lazy import Lazy, given
+from .overlay import Overlay
 from .resolve import fold
 from .source import line_of
 from .words import REQUIRED, Derived, Patch
@@ -74,15 +75,24 @@ def _explain(node: Any, parts: list[str], with_given: bool) -> Iterator[Said]:
     if not rest:
         yield from (Said(_text(source.value), source.who, source.where) for source in sources)
         return
+    child = step(node, head, head)
     settled = None
-    for source in sources:
+    for source in _through_call(sources, rest) if getattr(type(child), "__universal__", False) else sources:
         settled = yield from _mentions(node, source, rest)
         if settled is not None:
             break
-    below = step(node, head, head)
     for part in rest[: settled or 0]:
-        below = step(below, part, part)
-    yield from _explain(below, rest[settled or 0 :], False)
+        child = step(child, part, part)
+    yield from _explain(child, rest[settled or 0 :], False)
+
+
+def _through_call(sources: list[_Source], rest: list[str]) -> Iterator[_Source]:
+    """Overlays name the arguments of a `call` as if they were its fields."""
+    for source in sources:
+        said = source.value
+        if isinstance(said, Overlay) and rest[0] == "arguments" and "arguments" not in said.below:
+            source = source._replace(value=Overlay(said.path, REQUIRED, {"arguments": said}))
+        yield source
 
 
 def _given_sources(node: Lazy[Any], head: str) -> Iterator[_Source]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -109,15 +111,28 @@ def _above(owner: str, path: str) -> bool:
 
 
 def leaf_text(value: Any) -> str:
-    """A leaf as it is printed and hashed: code by its name without the folder of its file, everything else by repr."""
+    """A leaf as it is printed and hashed: the same in every process, and before and after it was written as JSON.
+
+    Code stands as `module:name`, without the package or folder, which depend on how its file was reached.
+    """
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         from .pickling import path_of
 
         where, _, name = path_of(value).rpartition(":")
-        module = re.sub(r".*[/\\]|[.]py$", "", where)
+        module = re.sub(r".*[/\\.]", "", where.removesuffix(".py"))
         return f"{module}:{name}"
-    text = repr(dict(value)) if isinstance(value, Mapping) else repr(value)
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)  # an address would be another one in the next process
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{leaf_text(k)}: {leaf_text(v)}' for k, v in value.items())}}}"
+    if isinstance(value, enum.Enum):
+        return leaf_text(value.value)
+    if isinstance(value, os.PathLike):
+        return repr(os.fspath(value))
+    items: Any = value
+    if isinstance(value, (frozenset, set)):
+        items = tuple(sorted(value, key=repr))  # their own order changes from process to process
+    if type(items) is tuple:
+        return f"({', '.join(map(leaf_text, items))}{',' if len(items) == 1 else ''})"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # an address would be another one in the next process
 
 
 def mermaid(found: Graph) -> str:

@@ -70,7 +70,9 @@ def _inert_class(base: Any, origin: Origin, extra: tuple[str, ...]) -> Any:
     body["__origin__"] = origin
     if origin.target is not None:
         body["__build__"] = _refuse
-    return types.new_class(name, (base,), exec_body=lambda namespace: namespace.update(body))
+    made: Any = types.new_class(name, (base,), exec_body=lambda namespace: namespace.update(body))
+    made.__line__ = origin.type, 0
+    return made
 
 
 def _refuse(self: Any, build: Any, **runtime: Any) -> Any:

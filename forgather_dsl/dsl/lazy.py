@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, datacla
 
 import attrs
 
-from .errors import ConfigError, Frozen, UnknownField, caller, joined, outside, place, suggest
+from .errors import ConfigError, Frozen, UnknownField, caller, joined, place, suggest
 from .fields import accept, verify_patch
 from .words import REQUIRED, Patch, Stack
 
@@ -43,7 +43,10 @@ class Lazy(Generic[T]):
         from .declare import declare
 
         super().__init_subclass__(**kw)
-        declare(cls, abstract, runtime, outside(1))
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "__init_subclass__" and frame.f_back is not None:  # a class that overrides this
+            frame = frame.f_back
+        declare(cls, abstract, runtime, frame)
 
     if not TYPE_CHECKING:  # a visible __setattr__ or __getattr__ makes type checkers accept every name
 
@@ -82,7 +85,7 @@ class Lazy(Generic[T]):
         return hash(type(self))  # equal values may differ in spelling (1 and 1.0), so no field takes part
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in given(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{k}={_shown(self, k, v)!r}' for k, v in given(self).items())})"
 
     def __replace__(self, **values: Any) -> Any:  # copy.replace, Python 3.13
         return replace(self, **values)
@@ -162,6 +165,14 @@ def _evolving(frame: Any) -> Lazy[Any] | None:
             return frame.f_locals["inst"]
         frame = frame.f_back if frame is not None and frame.f_code.co_name == "__init__" else None
     return None
+
+
+def _shown(lazy: Lazy[Any], name: str, said: Any) -> Any:
+    """What a patched field came to; the patch itself where it does not apply."""
+    try:
+        return getattr(lazy, name) if isinstance(said, Patch) else said
+    except ConfigError:
+        return said
 
 
 def _contents(lazy: Lazy[Any]) -> list[tuple[str, Any]]:

@@ -126,6 +126,8 @@ def _same(module: ModuleType, path: str) -> bool:
 
 
 def _import(name: str, target: str) -> ModuleType:
+    if not name:
+        raise LoadError("no target; write file.py:Class, a dotted module, or the folder of a finished run")
     if os.path.exists(name) or "/" in name or os.sep in name:
         what = (
             "is a folder"
@@ -162,7 +164,8 @@ def _attribute(module: ModuleType, name: str, where: str) -> Any:
         return functools.reduce(getattr, name.split("."), module)
     except AttributeError:
         public = [k for k in vars(module) if not k.startswith("_")]
-        own = [k for k in public if isinstance(v := vars(module)[k], type) and issubclass(v, Lazy)]
+        lazies = {k: v for k in public if isinstance(v := vars(module)[k], type) and issubclass(v, Lazy)}
+        own = [k for k, v in lazies.items() if v.__module__ == module.__name__] or list(lazies)
         hint = suggest(name, own, "it has")
         near = suggest(name, public)
         raise LoadError(f"{where} has no {name!r}{near if near.startswith('; did') else hint}") from None

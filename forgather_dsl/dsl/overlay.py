@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from .annotations import item_annotation, lazy_class, settled
-from .errors import ConfigError, MissingValue, UnknownField, joined, suggest
+from .annotations import fits, item_annotation, lazy_class, settled
+from .errors import ConfigError, MissingValue, UnknownField, article, joined, suggest
 from .fields import annotation_of, converted, verify
 from .graph import split_path
 from .lazy import Lazy, T, given, revive
@@ -59,6 +59,8 @@ class Overlay(Patch):
         annotation = annotation_of(cls, name)
 
         def read(text: Any) -> Any:
+            if not isinstance(text, str) and fits(text, annotation):
+                return converted(cls, name, text)
             try:
                 value = structure(text, annotation, self.path)
             except ConfigError:
@@ -89,7 +91,7 @@ def _apply(said: Overlay, base: Any, annotation: Any, read: Callable[[Any], Any]
     if value is REQUIRED:
         kind: Any = lazy_class(annotation)
         if kind is None or kind.__abstract__:
-            wanted = f"a {kind.__name__}" if kind is not None else "a value"
+            wanted = article(kind.__name__) if kind is not None else "a value"
             raise ConfigError(
                 f"{next(iter(said.below.values())).path}: nothing fills {said.path} yet; set it to {wanted} first"
             )

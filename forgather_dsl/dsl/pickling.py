@@ -46,7 +46,7 @@ def packed(value: Any) -> Any:
     """A value in a form that pickle takes: mappings opened, code of files loaded by path named by that path."""
     if isinstance(value, (MappingProxyType, dict)):
         opened = {k: packed(v) for k, v in value.items()}
-        return opened if isinstance(value, dict) else Packed(MappingProxyType, opened)
+        return opened if isinstance(value, dict) else Packed(_frozen, opened)
     if type(value) is tuple:
         return tuple(map(packed, value))
     if hasattr(value, "__stands_for_code__"):
@@ -64,6 +64,10 @@ class Packed:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+def _frozen(values: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(values)
 
 
 def class_at(path: str) -> Any:

@@ -190,7 +190,7 @@ class _Reader:
         if in_package(kind):
             found = package_class(kind)
             runs = hasattr(found, "__call_of__") and not self.trust  # a `call`: its target is data
-            return inert_class(Origin(kind, kind, "what its target names"), names) if runs else found
+            return inert_class(Origin(kind, kind, "what its target names"), ()) if runs else found
         if self.trust:
             try:
                 found = load_class(kind)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from .annotations import Unresolved, describe, fits, is_union, lazy_class
-from .errors import ConfigError, Untrusted, suggest
+from .errors import ConfigError, Untrusted, article, suggest
 from .lazy import Lazy
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
@@ -173,9 +173,11 @@ class Structurer:
         elif isinstance(value, Mapping):
             made = from_dict(value)
         elif not isinstance(value, str):
-            raise ValueError(f"write the name of a {wanted.__name__}")
+            raise ValueError(f"write the name of {article(wanted.__name__)}")
         elif not self.text:
-            raise Untrusted(f"{value!r} stands where a {wanted.__name__} is expected; data holds an object with $type")
+            raise Untrusted(
+                f"{value!r} stands where {article(wanted.__name__)} is expected; data holds an object with $type"
+            )
         elif ":" in value or value.endswith(".py"):
             made = _instance(load_class(value), wanted)
         else:
@@ -189,7 +191,7 @@ class Structurer:
                 raise ConfigError(f"no {wanted.__name__} called {value!r}{suggest(value, known, 'there are')}")
             made = known[value]()
         if not isinstance(made, wanted) and not type(made).__universal__:
-            raise ConfigError(f"{type(made).__name__} is not a {wanted.__name__}")
+            raise ConfigError(f"{type(made).__name__} is not {article(wanted.__name__)}")
         return made
 
 
@@ -212,7 +214,7 @@ def _items(text: str) -> Any:
 
 def _instance(cls: type, wanted: type) -> Any:
     if not issubclass(cls, Lazy):
-        raise ConfigError(f"{cls.__name__} is not a {wanted.__name__}; write a Lazy class that builds it")
+        raise ConfigError(f"{cls.__name__} is not {article(wanted.__name__)}; write a Lazy class that builds it")
     return cls()
 
 

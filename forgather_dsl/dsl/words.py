@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from .errors import ConfigError, MissingValue, PatchError, caller, place, title
+from .errors import ConfigError, MissingValue, PatchError, article, caller, place, title
 
 if TYPE_CHECKING:
     from .lazy import Lazy
@@ -104,7 +104,9 @@ class Patch:
                 f"{title(cls)}.{name}: {self!r}{here} has nothing to patch: nothing fills the field, and "
                 f"{self.cls.__name__} is abstract; assign a concrete {self.cls.__name__}"
             )
-        found = f"the field holds {article(base)}" if isinstance(base, Lazy) else f"the field holds {base!r}"
+        found = (
+            f"the field holds {article(type(base).__name__)}" if isinstance(base, Lazy) else f"the field holds {base!r}"
+        )
         raise PatchError(
             f"{title(cls)}.{name}: {self!r}{here} does not apply: {found}; write {self.cls.__name__}(...) to replace it, "
             f"swap({self.cls.__name__}, ...) to change its type, or put a base that sets {self.cls.__name__} after this class"
@@ -184,12 +186,6 @@ def _lazy_class(cls: Any, args: tuple[Any, ...], word: str) -> type[Lazy[Any]]:
             f"({place(*caller(2))})"
         )
     return cls
-
-
-def article(lazy: Any) -> str:
-    """`an AdamW`, `a Llama`."""
-    name = type(lazy).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _carrying(kind: type, cls: Any, values: Mapping[str, Any], where: tuple[str, int] | None) -> Patch:

@@ -91,9 +91,8 @@ def test_two_bases_with_fields_of_their_own_make_one_class():
 
     both = Both()
     assert (both.seq_len, both.stride, both.clip) == (16, 4, 1.0)
-    assert list(Both.__fields__) == [a.name for a in attrs.fields(Both)] or set(Both.__fields__) == {
-        a.name for a in attrs.fields(Both)
-    }
+    assert set(Both.__fields__) == {a.name for a in attrs.fields(Both)}
+    assert {"seq_len", "stride", "clip"} <= set(Both.__fields__)
 
 
 def test_takes_self_factories_are_refused_in_favour_of_derived():
@@ -137,7 +136,7 @@ def test_annotating_again_without_a_value_keeps_the_default():
 
     assert Narrower().lr == 1e-3
     assert Tighter().lr == 1e-3
-    with pytest.raises(ConfigError, match="must be < 1.0"):
+    with pytest.raises(ConfigError, match=r"must be < 1\.0"):
         Tighter(lr=2.0)
 
 
