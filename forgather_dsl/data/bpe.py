@@ -72,7 +72,7 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def sample(source: Source, sample_bytes: int) -> tuple[list[str], int]:
-    """About `sample_bytes` of text spread evenly over the source (all of it, if it is smaller), and the source's bytes."""
+    """About `sample_bytes` of text spread evenly over the source (all of it, if smaller), and the source's bytes."""
     kept: list[str] = []
     kept_bytes = total_bytes = 0
     stride = 1

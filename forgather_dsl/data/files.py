@@ -111,7 +111,7 @@ def _nothing_at(path: str, full: str, suffixes: tuple[str, ...]) -> str:
 
 
 def check_each(paths: Sequence[str], suffixes: tuple[str, ...], check_file: Callable[[FileInfo], None]) -> None:
-    """Run a check on every file that `paths` mean. An empty file is a problem if it is named itself, or is all there is.
+    """Check every file that `paths` mean. An empty file is a problem if it is named itself, or is all there is.
 
     Raises: UserError: with all the problems.
     """

@@ -122,13 +122,16 @@ class HF(Source):
     def _check_saved(self, folder: Path) -> None:
         if self.name is not None:
             raise UserError(f"HF: {folder} is a saved dataset, which has no configurations: write name=None.")
-        if (folder / "dataset_dict.json").is_file():
-            splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-            if self.subset_split not in splits:
-                raise UserError(no_such_field(self.subset_split, splits, f"HF: {folder}", "subset_split"))
-            folder = folder / self.subset_split
-        fields = json.loads((folder / "dataset_info.json").read_text()).get("features") or {}
-        if fields and self.field not in fields:
+        try:
+            if (folder / "dataset_dict.json").is_file():
+                splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+                if self.subset_split not in splits:
+                    raise UserError(no_such_field(self.subset_split, splits, f"HF: {folder}", "subset_split"))
+                folder = folder / self.subset_split
+            fields = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))["features"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"HF: {folder}: damaged, save it again: {type(error).__name__}: {error}") from error
+        if self.field not in fields:
             raise UserError(no_such_field(self.field, fields, f"HF: {folder}"))
 
     def identity(self) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class TextFiles(Source):
 
 
 def split_on(separator: str, pieces: Iterator[str]) -> Iterator[str]:
-    """The texts between separators, in one pass; memory holds one of them, and a separator may lie across two pieces."""
+    """The texts between separators, in one pass: memory holds one of them; a separator may lie across two pieces."""
     held: list[str] = []
     tail = ""  # the end of what is held: where the first half of a separator could be
     for piece in pieces:

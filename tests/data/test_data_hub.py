@@ -70,6 +70,13 @@ def test_names_that_a_saved_dataset_lacks_are_told_without_loading_it(saved):
     assert "holds int, not text" in error_of(lambda: list(hf(saved / "rows", field="id").documents()))
 
 
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+def test_a_saved_dataset_with_damaged_metadata_is_told(saved, content):
+    path = saved / "rows" / "dataset_info.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert error_of(hf(saved / "rows").check).startswith(f"HF: {saved}/rows: damaged, save it again: ")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_folder_of_data_files_is_read(tmp_path, streaming):
     lines = "".join(json.dumps({"text": text, "id": 1}) + "\n" for text in TEXTS)

@@ -72,6 +72,12 @@ def test_a_batch_is_int64_windows_and_their_next_tokens(stream):
     assert batch.targets.tolist() == [[5, 6, 7, 8], [9, 0, IGNORED, IGNORED]]
 
 
+def test_without_shuffling_every_epoch_goes_through_the_stream_in_order(stream):
+    data = loader(stream(sequence(81)), shuffle=False, batch_size=20)
+    for _ in range(2):
+        assert data.next_batch().tokens.ravel().tolist() == sequence(80)
+
+
 def test_documents_change_at_the_boundary_that_begins_them(stream):
     ids = [0, 5, 6, 0, 7, 8, 9, 9, 0, 5, 0]
     batch = loader(stream(ids), shuffle=False, documents=True, seq_len=5).next_batch()

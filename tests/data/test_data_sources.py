@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgather_dsl.data import sources
@@ -56,9 +56,9 @@ def test_stdlib_identity_takes_less_than_50_ms():
     source.identity()
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # not the clock on the wall: other work on this machine is not meant
         json.dumps(source.identity())
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.05
 
 
@@ -218,8 +218,14 @@ def test_a_file_is_split_at_separators(tmp_path, text_files):
     assert list(text_files(path, separator="<|endoftext|>").documents()) == ["one\n", "two\n"]
 
 
+def test_a_separator_may_lie_across_two_pieces():
+    assert list(split_on("--", iter(["a--b-", "-c"]))) == ["a", "b", "c"]
+    assert list(split_on("--", iter(["a-", "-b-", "-c"]))) == ["a", "b", "c"]
+
+
+@settings(deadline=None, max_examples=300)
 @given(
-    text=st.text(st.sampled_from("ab-\n"), max_size=50),
+    text=st.text(st.sampled_from("a--\n"), max_size=40),
     size=st.integers(1, 5),
     separator=st.sampled_from(["-", "--", "-a-"]),
 )
@@ -330,17 +336,19 @@ def test_a_text_column_is_read_over_many_row_groups(tmp_path):
 
 
 def test_bad_parquet_is_named(tmp_path):
+    import pyarrow
+
     path = write_parquet(tmp_path / "a.parquet", text=["a"], id=[1])
     assert error_of(parquet(path, field="txt").check) == (
         f"{path}: no field 'txt'; there is 'text', 'id'. Write field='text'?"
     )
     assert error_of(parquet(path, field="id").check) == f"{path}: field 'id' is int64, not text; text: 'text'."
     (tmp_path / "b.parquet").write_text("text, not Parquet")
-    write_parquet(tmp_path / "c.parquet", text=[])
+    write_parquet(tmp_path / "c.parquet", text=pyarrow.array([], pyarrow.string()))
     (tmp_path / "d.parquet").touch()
     lines = error_of(parquet(tmp_path).check).splitlines()
     assert lines[0].startswith(f"{tmp_path}/b.parquet: not a Parquet file: ")
-    assert lines[1:] == [f"{tmp_path}/c.parquet: field 'text' is null, not text; text: none."]
+    assert lines[1:] == [f"{tmp_path}/c.parquet: no rows."]  # an empty file beside full ones is passed over
 
 
 def test_a_damaged_page_is_a_user_error(tmp_path):

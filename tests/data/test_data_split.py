@@ -26,6 +26,14 @@ def test_held_out_is_decided_by_the_hash_of_the_text(texts):
     assert 60 < len(held_out) < 140
 
 
+def test_the_hash_is_that_of_the_whole_text_not_of_a_piece(texts, monkeypatch):
+    long = [f"{'the same beginning ' * 5}{i}{' the same end' * 5}" for i in range(100)]
+    whole = sides(texts(long, "train", 0.25))
+    monkeypatch.setattr(documents, "PIECE", 20)
+    assert sides(texts(long, "train", 0.25)) == whole
+    assert 10 < len(whole[1]) < 40
+
+
 def test_order_and_duplicates_do_not_change_a_documents_side(texts):
     train, held_out = sides(texts([*reversed(DOCUMENTS), *DOCUMENTS], "train", 0.25))
     assert not set(train) & set(held_out)

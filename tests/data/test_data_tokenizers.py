@@ -1,4 +1,4 @@
-"""Every text comes back exactly, a trained vocabulary has exactly the size asked for, and transformers agrees on ids."""
+"""Every text comes back exactly, a trained vocabulary has the size asked for, and transformers agrees on ids."""
 
 from __future__ import annotations
 
@@ -274,7 +274,8 @@ def test_a_hub_folder_gives_the_ids_of_transformers_without_truncation_padding_o
     assert ids[0] == theirs.convert_tokens_to_ids("<|im_start|>")
     assert ours.eos_id == theirs.eos_token_id == 1
     assert ours.decode(ids) == text
-    assert ours.encode_batch([text, "def"])[1] == ours.encode("def")
+    assert ours.encode_batch([text, "def"]) == [ids, ours.encode("def")]
+    assert len(ours.encode("def")) <= 3
 
 
 def test_saving_a_hub_tokenizer_keeps_its_chat_template(llama_like, tmp_path):

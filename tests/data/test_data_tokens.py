@@ -138,7 +138,8 @@ def test_text_split_tokenizer_and_its_options_are_in_the_key(texts, text_files, 
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncate", "grow", "flip", "empty", "no tokens", "no meta", "bad meta", "old meta"]
+    "damage",
+    ["truncate", "truncate, same time", "grow", "flip", "empty", "no tokens", "no meta", "bad meta", "old meta"],
 )
 def test_a_damaged_cache_is_made_again(texts, damage):
     source = texts(["some text", "and more"])
@@ -147,12 +148,16 @@ def test_a_damaged_cache_is_made_again(texts, damage):
     data = path.read_bytes()
     changed = {
         "truncate": data[:-2],
+        "truncate, same time": data[:-2],
         "grow": data + b"\0\0",
         "flip": bytes([data[0], data[1] ^ 1]) + data[2:],
         "empty": b"",
     }
     if damage in changed:
+        written = path.stat().st_mtime_ns
         path.write_bytes(changed[damage])
+        if damage == "truncate, same time":
+            os.utime(path, ns=(written, written))
     elif damage == "no tokens":
         path.unlink()
     elif damage == "no meta":
@@ -279,16 +284,16 @@ def test_asking_for_the_size_does_not_end_the_stream():
 def test_the_stdlib_takes_seconds_once_and_then_no_time():
     source = Stdlib(split="train", held_out=0.05)
     tokenizer = TrainedBPE(vocab_size=4096, source=source, sample_bytes=1_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     train = tokenize(source, tokenizer)
     held_out = tokenize(source.with_split("held_out"), tokenizer)
-    assert time.perf_counter() - start < 40  # about 3 s on an idle machine of two cores
+    assert time.process_time() - start < 20  # of all threads together; about 5 s
     assert train.num_bytes + held_out.num_bytes == sum(
         len(text.encode()) for text in source.with_split("all").documents()
     )
     assert held_out.gzip_bits_per_byte is not None
     assert 1.5 < held_out.gzip_bits_per_byte < 2.6
-    start = time.perf_counter()
+    start = time.process_time()
     again = TrainedBPE(vocab_size=4096, source=source, sample_bytes=1_000_000)
     assert tokenize(source, again).fingerprint == train.fingerprint
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
