@@ -65,7 +65,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Matrices this small are slower on two threads, ten times so on a busy machine."""
+    """Matrices this small are slower on two threads, several times so on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
