@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ..dsl import ConfigError
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
         experiment = read_config(path, trust=True)  # written by the process that launched this one
         run_session(experiment, path, prepare(experiment), resume=resume, changes=changes)
     except (UserError, ConfigError) as error:
-        if str(error):
+        if os.environ["RANK"] == "0":  # what the ranks refuse they refuse together: one of them says why
             print(f"error: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
     return 0

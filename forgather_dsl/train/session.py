@@ -89,7 +89,12 @@ class Session:
         for name, _, state in named_states(self.optimizer):
             tensors.update({f"optimizer/{name}/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)})
             scalars[name] = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-        state = {"data": self.loader.state_dict(), "tokens": self.tokens, "seconds": self.elapsed()}
+        data = {
+            **self.loader.state_dict(),
+            "seq_len": self.loader.seq_len,
+            "fingerprint": self.loader.tokens.fingerprint,
+        }
+        state = {"data": data, "tokens": self.tokens, "seconds": self.elapsed()}
         folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
         return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep)
 
@@ -107,7 +112,11 @@ class Session:
                 state[key.removeprefix(prefix)] = tensor if on_host else tensor.to(parameter.device)
             state.update(saved.manifest["scalars"].get(name, {}))
         self.step = saved.step
-        self.loader.load_state_dict(saved.manifest["state"]["data"])
+        data = saved.manifest["state"]["data"]
+        if data["fingerprint"] == self.loader.tokens.fingerprint and data["seq_len"] == self.loader.seq_len:
+            self.loader.load_state_dict(data)
+        elif self.ranks.rank == 0:  # only with --allow-change
+            print("warning: the data changed; it is read from its beginning", file=sys.stderr)
         self.tokens = saved.manifest["state"]["tokens"]
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
 

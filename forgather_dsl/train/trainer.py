@@ -101,9 +101,9 @@ class Trainer:
             {RANK_OF_RUN: os.path.abspath(path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         if code == 130:
-            raise Interrupted(f"interrupted; saved in {path}")
+            raise Interrupted("")  # rank 0 has said what was saved
         if code:
-            raise UserError("", exit_code=code)  # the rank has said why
+            raise UserError("", exit_code=code)  # a rank has said why
 
     def _as_rank(self) -> Run:
         """A rank of torchrun or of a cluster."""

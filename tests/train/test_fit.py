@@ -108,6 +108,18 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
     assert [step for step, _ in longer.series("loss")] == [1, 2, 4]
 
 
+def test_an_allowed_change_of_the_data_starts_it_from_its_beginning(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    Trainer(replace(small.Small(), steps=2), out=out).fit()
+    run = Trainer(replace(small.Small(), steps=4, seq_len=16), out=out, allow_change=True).fit()
+    told = capsys.readouterr()
+    assert "change  seq_len: 32 -> 16" in told.out
+    assert "the data changed" in told.err
+    assert [step for step, _ in run.series("loss")] == [1, 2, 3, 4]
+
+
 def test_a_finished_run_is_not_trained_again(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     before = losses(Trainer(replace(small.Small(), steps=2), out=out).fit().path)
