@@ -64,6 +64,12 @@ def expand(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[FileInfo]:
     Raises: UserError: naming every path that is missing, and every glob or folder without such a file.
     """
     problems = Problems()
+    files = _expand(paths, suffixes, problems)
+    problems.raise_any()
+    return files
+
+
+def _expand(paths: Sequence[str], suffixes: tuple[str, ...], problems: Problems) -> list[FileInfo]:
     found: dict[str, FileInfo] = {}
     if not paths:
         problems.add(
@@ -79,7 +85,6 @@ def expand(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[FileInfo]:
         if not rows:
             problems.add(_nothing_at(path, full, suffixes))
         found.update((row.path, row) for row in rows)
-    problems.raise_any()
     return list(found.values())
 
 
@@ -115,10 +120,10 @@ def check_each(paths: Sequence[str], suffixes: tuple[str, ...], check_file: Call
 
     Raises: UserError: with all the problems.
     """
-    files = expand(paths, suffixes)
+    problems = Problems()
+    files = _expand(paths, suffixes, problems)
     named = {os.path.abspath(os.path.expanduser(path)) for path in paths}
     nothing = all(file.size == 0 for file in files)
-    problems = Problems()
     for file in files:
         if file.size == 0:
             if nothing or file.path in named:

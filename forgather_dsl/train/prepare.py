@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ..data.tokens import TokenFile, tokenize
 from ..dsl import build
+from ..dsl.check import said_at
 from ..errors import UserError
 from ..specs import Experiment
 
@@ -24,14 +25,15 @@ def check_sources(experiment: Experiment) -> tuple[Any, Any | None, dict[int, An
     memo: dict[int, Any] = {}
     train = build(experiment.data, memo=memo)
     held_out = build(experiment.eval_data, memo=memo) if experiment.eval_data is not None else None
-    problems = []
-    for source in dict.fromkeys(s for s in (train, held_out) if s is not None):
+    problems: dict[str, str] = {}  # by text: what is held out is of the same files
+    for name, source in (("data", train), ("eval_data", held_out)):
         try:
-            source.check()
+            if source is not None:
+                source.check()
         except UserError as error:
-            problems.append(str(error))
+            problems.setdefault(str(error), f"{name}{said_at(experiment, name)}: {error}")
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError("\n".join(problems.values()))
     return train, held_out, memo
 
 
@@ -53,7 +55,7 @@ def prepare(experiment: Experiment) -> Prepared:
     for name, file in zip(("data", "eval_data"), files):
         if file is not None and file.num_tokens <= experiment.seq_len:
             raise UserError(
-                f"{name}: {file.num_tokens} tokens are fewer than one sequence of seq_len {experiment.seq_len} and the token "
+                f"{name}{said_at(experiment, name)}: {file.num_tokens} tokens are fewer than one sequence of seq_len {experiment.seq_len} and the token "
                 f"after it; write seq_len = {max(1, file.num_tokens - 1)} or less, or add text"
             )
     return Prepared(tokenizer, train, files[0], files[1])
