@@ -10,7 +10,7 @@ from ..dsl import REQUIRED, Lazy, derived
 from .validators import at_least, fraction
 
 if TYPE_CHECKING:
-    pass
+    import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
 
 T = TypeVar("T")
 Split = Literal["train", "held_out", "all"]

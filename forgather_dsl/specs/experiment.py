@@ -26,7 +26,25 @@ from .training import (
 from .validators import at_least, positive
 
 if TYPE_CHECKING:
-    pass
+    import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
+
+
+def _whole_batch(self: Experiment) -> int:
+    return self.batch_size
+
+
+def _held_out(self: Experiment) -> Source | None:
+    """The held-out documents of the training data."""
+    return replace(self.data, split="held_out") if self.data.held_out and self.data.split == "train" else None
+
+
+def _small_bpe(self: Experiment) -> Tokenizer:
+    """Trained on the training text; one object for everything that needs it."""
+    return TrainedBPE(source=self.data)
+
+
+def _llama(self: Experiment) -> Model:
+    return Llama(vocab_size=self.tokenizer.vocab_size)
 
 
 class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
@@ -58,25 +76,10 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     checkpoints: Checkpoints = Checkpoints()
     loggers: tuple[Logger, ...] = (Console(),)
 
-    @derived
-    def microbatch_size(self) -> int:
-        """Sequences per forward pass; the number of microbatches follows, on one process as in a pipeline."""
-        return self.batch_size
-
-    @derived
-    def eval_data(self) -> Source | None:
-        """The held-out documents of the training data; None to do without."""
-        return replace(self.data, split="held_out") if self.data.held_out and self.data.split == "train" else None
-
-    @derived
-    def tokenizer(self) -> Tokenizer:
-        """A small BPE of the training text; one object for everything that needs it."""
-        return TrainedBPE(source=self.data)
-
-    @derived
-    def model(self) -> Model:
-        """A Llama of the tokenizer's vocabulary, its sizes left to subclasses: `model = patch(Llama, dim=...)`."""
-        return Llama(vocab_size=self.tokenizer.vocab_size)
+    microbatch_size: int = derived(_whole_batch)  # sequences per forward pass; also on one process, so that sums agree
+    eval_data: Source | None = derived(_held_out)  # None to do without
+    tokenizer: Tokenizer = derived(_small_bpe)
+    model: Model = derived(_llama)  # its sizes are left to subclasses: model = patch(Llama, dim=...)
 
     def __build__(self, build: Any, **runtime: Any) -> Any:
         from ..train.trainer import Trainer

@@ -13,7 +13,7 @@ from ..dsl import REQUIRED, Factory, Lazy, derived
 from .validators import at_least, fraction, positive
 
 if TYPE_CHECKING:
-    pass
+    import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
 
 T = TypeVar("T")
 
@@ -114,6 +114,20 @@ class Model(Lazy[T], abstract=True):
     num_layers: int = attrs.field(default=REQUIRED, validator=at_least(1))
 
 
+def _as_many_as_heads(self: Any) -> int:
+    return self.num_heads
+
+
+def _width_of_a_head(self: Any) -> int:
+    return self.dim // self.num_heads
+
+
+def _gated_width(self: Any) -> int:
+    """8/3 of the width, so that a gated MLP has the parameters of a plain one, rounded up for the hardware."""
+    multiple = 256 if self.dim >= 1024 else 64
+    return -(-8 * self.dim // 3 // multiple) * multiple
+
+
 class Llama(Model["forgather_dsl.models.llama.Llama"]):
     """The Llama family: Llama 2 and 3, Mistral, Qwen 2 and 3 by options; parameter names as in transformers."""
 
@@ -126,21 +140,9 @@ class Llama(Model["forgather_dsl.models.llama.Llama"]):
     dropout: float = attrs.field(default=0.0, validator=fraction)  # of what each block adds to the residual stream
     init: Init = NormalInit()
 
-    @derived
-    def num_kv_heads(self) -> int:
-        """As many as query heads unless said otherwise."""
-        return self.num_heads
-
-    @derived
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.dim // self.num_heads
-
-    @derived
-    def ffn_dim(self) -> int:
-        """8/3 of the width, so that a gated MLP has the parameters of a plain one, rounded up for the hardware."""
-        multiple = 256 if self.dim >= 1024 else 64
-        return -(-8 * self.dim // 3 // multiple) * multiple
+    num_kv_heads: int = derived(_as_many_as_heads)
+    head_dim: int = derived(_width_of_a_head)
+    ffn_dim: int = derived(_gated_width)
 
     def __check__(self) -> Any:
         if self.num_heads % self.num_kv_heads:

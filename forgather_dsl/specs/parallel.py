@@ -10,7 +10,7 @@ from ..dsl import Lazy
 from .validators import at_least
 
 if TYPE_CHECKING:
-    pass
+    import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
 
 T = TypeVar("T")
 

@@ -10,7 +10,9 @@ from ..dsl import Lazy
 from .validators import at_least, fraction, positive, share
 
 if TYPE_CHECKING:
-    pass
+    import torch  # noqa: F401
+
+    import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
 
 T = TypeVar("T")
 
