@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
+from .words import REQUIRED
+
 T = TypeVar("T")
 _TypeAlias: Any = getattr(typing, "TypeAliasType", ())  # `type X = ...`, Python 3.12
 
@@ -90,11 +92,9 @@ def is_factory(annotation: Any) -> bool:
 
 def lazy_classes(annotation: Any) -> Iterator[type]:
     """The Lazy classes that an annotation takes: of `Norm`, `Factory[Norm]`, `Norm | None`."""
-    from .lazy import Lazy
-
     origin = typing.get_origin(annotation)
     kind = annotation if origin is None else origin
-    if isinstance(kind, type) and issubclass(kind, Lazy):
+    if isinstance(kind, type) and hasattr(kind, "__fields__"):
         yield kind
     elif origin is Annotated:
         yield from lazy_classes(typing.get_args(annotation)[0])
@@ -112,11 +112,8 @@ def settled(value: Any, annotation: Any) -> Any:
     """The one spelling of a value: `lr = 1` and `lr = 1.0` are one configuration; mappings and loose lists are frozen."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if type(value) is int:
-        return (
-            float(value)
-            if annotation is float or (is_union(annotation) and float in args and int not in args)
-            else value
-        )
+        wants_float = annotation is float or (is_union(annotation) and float in args and int not in args)
+        return float(value) if wants_float else value
     if origin is Annotated:
         return settled(value, args[0])
     if is_union(annotation):
@@ -132,18 +129,16 @@ def settled(value: Any, annotation: Any) -> Any:
 
 def fits(value: Any, annotation: Any) -> bool:
     """A conservative isinstance: False only when it is certain that the value is wrong."""
-    from .lazy import Lazy
-    from .words import REQUIRED
-
-    if annotation is Any or value is REQUIRED or isinstance(annotation, (Unresolved, TypeVar)):
+    kind: Any = type(value)
+    if annotation is kind or annotation is Any or value is REQUIRED or isinstance(annotation, (Unresolved, TypeVar)):
         return True
     if annotation is None or annotation is type(None):
         return value is None
     if annotation is float or annotation is int:
         return isinstance(value, int if annotation is int else (int, float)) and not isinstance(value, bool)
-    if isinstance(value, Lazy) and type(value).__universal__:
+    if getattr(kind, "__universal__", False):
         return True
-    if isinstance(value, Lazy) and type(value).__wildcard__:
+    if getattr(kind, "__wildcard__", False):
         options: tuple[Any, ...] = getattr(value, "options", ())
         return is_factory(annotation) and all(fits(option, annotation) for option in options)
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -157,8 +152,6 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def _fits_kind(value: Any, annotation: Any, origin: Any, args: tuple[Any, ...]) -> bool:
-    from .lazy import Lazy
-
     if origin is tuple:
         kinds = _item_kinds(value, args) if isinstance(value, tuple) else None
         return kinds is not None and len(kinds) == len(value) and all(map(fits, value, kinds))
@@ -167,7 +160,7 @@ def _fits_kind(value: Any, annotation: Any, origin: Any, args: tuple[Any, ...]) 
     if annotation is dict:
         return isinstance(value, Mapping)
     if origin is collections.abc.Callable or annotation is collections.abc.Callable:
-        return callable(value) and not isinstance(value, Lazy)
+        return callable(value) and not hasattr(type(value), "__fields__")
     kind = origin if isinstance(origin, type) else annotation
     if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
         return isinstance(value, kind) or getattr(value, "__stands_for_code__", False)

@@ -142,20 +142,27 @@ def _wanted(lazy: Lazy[Any], context: Mapping[str, Any]) -> dict[str, Any]:
 
 def parameters(target: Callable[..., Any]) -> frozenset[str] | None:
     """Names that a target takes as keywords; None when it takes any."""
-    try:
-        found = inspect.signature(target).parameters.values()
-    except (ValueError, TypeError):  # some built-in types do not tell
+    signature = _signature(target)
+    if signature is None:
         return frozenset()
+    found = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in found):
         return None
     return frozenset(p.name for p in found if p.kind is not p.POSITIONAL_ONLY)
 
 
+@functools.lru_cache(maxsize=512)
+def _signature(target: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(target)
+    except (ValueError, TypeError):  # some built-in types do not tell
+        return None
+
+
 def _verify_call(lazy: Lazy[Any], target: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Raise ConfigError when the target does not take these arguments, before it runs."""
-    try:
-        signature = inspect.signature(target)
-    except (ValueError, TypeError):  # some built-in types do not tell
+    signature = _signature(target)
+    if signature is None:
         return
     try:
         signature.bind(**values)

@@ -48,7 +48,7 @@ def package_class(path: str) -> Any:
     except ModuleNotFoundError:
         found = None
     for part in name.split("."):
-        found = None if part.startswith("_") else getattr(found, part, None)
+        found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, Lazy) and ours(found) and found.__qualname__ == name):
         raise Untrusted(f"{path} is not a class that an experiment is made of")
     return found

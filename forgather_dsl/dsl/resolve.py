@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -30,7 +31,18 @@ class Slot:
         self.name, self.owner = name, owner
 
     def __get__(self, instance: Any, cls: type) -> Any:
-        return self if instance is None else resolve_field(instance, self.name, self.owner)
+        if instance is None:
+            return self
+        memo, name = instance.__dict__, self.name
+        found = fold(type(instance), name)
+        if found.chain[0] is self.owner:  # not through super(): most values need no computation, and no lock
+            said = memo["__given__"].get(name, REQUIRED)
+            if said is REQUIRED and found.plain:
+                said = found.provider
+            if said is not REQUIRED and not isinstance(said, Patch):
+                memo[name] = said
+                return said
+        return resolve_field(instance, name, self.owner)
 
     def __repr__(self) -> str:
         return f"the field {title(self.owner)}.{self.name} of the class"
@@ -43,6 +55,7 @@ class Fold(NamedTuple):
     provided_by: type | None
     patches: tuple[Patch, ...]  # base to derived
     chain: tuple[type, ...]
+    plain: bool  # nothing to compute, copy or patch
 
 
 def fold(cls: type[Lazy[Any]], name: str, start: type | None = None) -> Fold:
@@ -60,7 +73,8 @@ def fold(cls: type[Lazy[Any]], name: str, start: type | None = None) -> Fold:
                 provider, provided_by = value, c
                 break
             patches.append(value)
-        cache[key] = Fold(provider, provided_by, tuple(reversed(patches)), chain)
+        plain = not patches and not isinstance(provider, (Derived, Lazy, tuple, Mapping))
+        cache[key] = Fold(provider, provided_by, tuple(reversed(patches)), chain, plain)
     return cache[key]
 
 
@@ -93,8 +107,6 @@ def resolve_field(instance: Any, name: str, owner: type) -> Any:
 def _value(instance: Any, name: str, start: type | None) -> Any:
     cls = type(instance)
     said = given(instance).get(name, REQUIRED) if start is None else REQUIRED
-    if said is not REQUIRED and not isinstance(said, Patch):
-        return said
     found = fold(cls, name, start)
     copies = instance.__dict__.setdefault("__copies__", {})
     if isinstance(found.provider, Derived):
@@ -102,7 +114,7 @@ def _value(instance: Any, name: str, start: type | None) -> Any:
     else:
         value = copied(found.provider, copies)
     patches = [copied(patch, copies) for patch in found.patches]
-    if isinstance(said, Patch):
+    if said is not REQUIRED:
         patches.append(said)
     for patch in patches:
         value = patch.onto(value, cls, name)

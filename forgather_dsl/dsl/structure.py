@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from .annotations import Unresolved, describe, fits, is_union, lazy_class
+from .annotations import Unresolved, describe, is_union, lazy_class
 from .errors import ConfigError, Untrusted, article, suggest
 from .lazy import Lazy
 
@@ -153,9 +153,8 @@ class Structurer:
         optional = len(options) < len(typing.get_args(annotation))
         if optional and (value is None or (self._words(value) and value.strip().lower() in ("none", "null"))):
             return None
-        exact = [] if isinstance(value, str) and self.text else [option for option in options if fits(value, option)]
         errors: list[Exception] = []
-        for option in exact or options:
+        for option in options:
             try:
                 return self.structure(value, option)
             except Exception as error:  # the next option may take it

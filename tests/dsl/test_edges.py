@@ -34,6 +34,10 @@ def test_a_lazy_has_no_public_attributes_that_could_clash_with_fields():
 
 
 def test_importing_the_language_loads_neither_torch_nor_cattrs():
-    code = "import sys, forgather_dsl.dsl; print(sorted({'torch', 'cattrs', 'numpy', 'rich', 'typer'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parents[1], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, forgather_dsl.dsl; print(sorted({'torch', 'cattrs', 'numpy', 'rich', 'typer'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER.parents[1], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgather_dsl.dsl import (
+    Call,
     ConfigError,
     Cycle,
     Factory,
@@ -237,6 +238,14 @@ def test_hostile_data_runs_nothing_and_is_refused_at_the_latest_when_built(name,
         build(from_dict(filled(HOSTILE[name], witness)))
 
 
+def test_only_classes_that_this_package_defines_count_as_its_own(monkeypatch):
+    monkeypatch.setattr(sys.modules["forgather_dsl.dsl.special"], "Mine", Norm, raising=False)
+    monkeypatch.setattr(sys.modules["forgather_dsl.dsl.special"], "Alias", Call, raising=False)
+    for name in ("Mine", "Alias"):
+        with pytest.raises(Untrusted, match="is not a class that an experiment is made of"):
+            from_dict({"$type": f"forgather_dsl.dsl.special:{name}"})
+
+
 def test_a_call_from_data_refuses_through_every_copy(witness):
     data = filled(HOSTILE["a call of os.system"], witness)
     node = from_dict(data)
@@ -434,7 +443,13 @@ def test_user_hooks_count_as_code_of_their_own(tmp_path):
 def test_reading_data_imports_no_torch_and_no_file():
     code = (
         "import sys, json; from forgather_dsl.dsl import *;"
-        f"from_dict({{'$type': {CALL!r}, 'target': 'torch:zeros', 'arguments': {{'a': {{'$object': 'torch:ones'}}}}}});"
+        f"from_dict({{'$type': {CALL!r}, 'target': 'torch:zeros', 'arguments': {{'a': {{'$object': 'torch:ones'}}}}}})\n"
+        "refused = []\n"
+        "for name in ('models.norms:RMSNorm', '__main__:X', 'nowhere:X'):\n"
+        "    try: from_dict({'$type': 'forgather_dsl.' + name})\n"
+        "    except Untrusted: refused.append(name)\n"
+        "assert len(refused) == 3\n"
+        "assert not {'forgather_dsl.models', 'forgather_dsl.__main__'} & set(sys.modules)\n"
         "print('torch' in sys.modules, 'cattrs' in sys.modules)"
     )
     root = str(Path(__file__).parents[2])

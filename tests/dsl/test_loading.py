@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-from forgather_dsl.dsl import LoadError, UnknownField, digest, explain, load
+from forgather_dsl.dsl import LoadError, UnknownField, Untrusted, digest, explain, from_dict, load
 from forgather_dsl.dsl.load import experiments_in, load_file, loaded_from, split_target
 
 ROOT = str(Path(__file__).parents[2])
@@ -292,3 +293,19 @@ def test_a_module_name_that_is_a_file_here_is_recognised(project):
     project.folder.joinpath("sub").mkdir()
     with pytest.raises(LoadError, match=r"no module or file named 'lonely_file'; is it the file lonely_file.py\?"):
         load("lonely_file")
+
+
+def test_a_file_younger_than_the_last_look_at_its_folder_is_found_under_its_dotted_name(project):
+    folder = project.folder / "trials"
+    load(project("trials/base.py", BASE) + ":Base")
+    looked = folder.stat().st_mtime_ns
+    file = project("trials/young.py", "from trials.base import Base\nclass Young(Base): ...\n")
+    os.utime(folder, ns=(looked, looked))  # as if both were written in one tick of the file system's clock
+    assert load(file).__module__ == "trials.young"
+
+
+def test_a_name_that_data_gave_stays_inert_in_a_pickle_even_where_its_file_is_loaded(project):
+    load(project("trials/base.py", BASE) + ":Base")
+    data = {"$type": "x:M", "$base": "forgather_dsl.dsl.lazy:Lazy", "f": {"$object": "trials.base:Part"}}
+    with pytest.raises(Untrusted):
+        pickle.loads(pickle.dumps(from_dict(data))).f()

@@ -311,3 +311,32 @@ def test_a_call_stands_where_anything_stands():
 
     assert Mine().optimizer.arguments == MappingProxyType({"lr": 1.0, "options": MappingProxyType({"a": (1, 2)})})
     check(Mine(extra=Pipeline()))
+
+
+def test_what_a_patch_or_swap_makes_is_checked_like_any_value():
+    def few(instance: Any, attribute: Any, value: Any) -> None:
+        if value.stages > 4:
+            raise ValueError(f"{value.stages} stages are too many")
+
+    class Limited(Lazy[Any]):
+        pipeline: Pipeline = attrs.field(default=Pipeline(), validator=few)
+        optimizer: Narrow = Narrow()
+
+    class Patched(Limited):
+        pipeline = patch(Pipeline, stages=5)
+
+    class Narrowed(Limited):
+        optimizer = swap(Wider)  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match="5 stages are too many"):
+        _ = Patched().pipeline
+    with pytest.raises(ConfigError, match="expected Narrow, got Wider"):
+        _ = Narrowed().optimizer
+
+
+class Wider(Optimizer):
+    pass
+
+
+class Narrow(Wider):
+    pass
