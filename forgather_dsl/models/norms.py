@@ -61,7 +61,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., dim]` to `[..., dim]`."""
-        return F.layer_norm(x, (self.dim,), self.weight, self.bias, self.eps)
+        # Scale and shift stand apart: the fused backward sums their gradients per thread, so its bits would depend on how
+        # many threads a rank has.
+        y = F.layer_norm(x, (self.dim,), None, None, self.eps) * self.weight
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
