@@ -22,7 +22,6 @@ import pytest
 from forgather_dsl.dsl import Lazy, build, from_dict, override, patch, snapshot, to_dict, walk
 
 CHILDREN = "xyz"
-SHAPE = ((3, 3), (9, 3), (27, 3), (20, 3))  # nodes that get children at each depth, children each: 1 + 3 + 9 + 27 + 60
 LEVELS = tuple(
     {f"{path}.{'abc'[level]}": 10 * level + i for i, path in enumerate(("x", "x.y", "y.z.x", "z.x.y", "x.x.x.x"))}
     for level in range(3)
@@ -31,8 +30,7 @@ LEVELS = tuple(
 
 def tree(make: Callable[..., Any]) -> Any:
     """The tree, made by `make(**fields)`, leaves first."""
-    width = [1, 3, 9, 27]
-    with_children = [1, 3, 9, 20]
+    with_children = [1, 3, 9, 20]  # at each depth: 1 + 3 + 9 + 27 + 60 nodes
 
     def grow(depth: int, counter: list[int]) -> Any:
         fields: dict[str, Any] = {"a": depth, "b": 0.5, "c": depth, "d": "text"}
@@ -42,7 +40,6 @@ def tree(make: Callable[..., Any]) -> Any:
                 fields |= {name: grow(depth + 1, counter) for name in CHILDREN}
         return make(**fields)
 
-    assert len(width) == len(with_children)
     return grow(0, [0, 0, 0, 0])
 
 

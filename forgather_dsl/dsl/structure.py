@@ -63,17 +63,17 @@ class Structurer:
 
         self.text, self.converter = text, cattrs.Converter(forbid_extra_keys=True)
         self.structure = self.converter.structure
-        kinds: Any = ((bool, self.to_bool), (int, self.to_int), (float, self.to_float), (str, self.to_str))
+        kinds: Any = ((bool, self._bool), (int, self._int), (float, self._float), (str, self._str))
         for kind, hook in kinds:
             self.converter.register_structure_hook(kind, hook)
         hooks: Any = (
-            (lambda t: typing.get_origin(t) in (dict, Mapping), self.to_mapping),
-            (lambda t: t is Any or isinstance(t, typing.TypeVar), self.to_anything),
-            (lambda t: typing.get_origin(t) is typing.Literal, self.to_literal),
-            (lambda t: typing.get_origin(t) is tuple or t is tuple, self.to_tuple),
-            (is_union, self.to_union),
+            (lambda t: typing.get_origin(t) in (dict, Mapping), self._mapping),
+            (lambda t: t is Any or isinstance(t, typing.TypeVar), self._anything),
+            (lambda t: typing.get_origin(t) is typing.Literal, self._literal),
+            (lambda t: typing.get_origin(t) is tuple or t is tuple, self._tuple),
+            (is_union, self._union),
             (lambda t: typing.get_origin(t) is Annotated, lambda v, t: self.structure(v, typing.get_args(t)[0])),
-            (lambda t: not is_union(t) and lazy_class(t) is not None, self.to_lazy),
+            (lambda t: not is_union(t) and lazy_class(t) is not None, self._lazy),
         )
         for applies, hook in hooks:
             self.converter.register_structure_hook_func(applies, hook)
@@ -81,14 +81,14 @@ class Structurer:
     def _words(self, value: Any) -> bool:
         return self.text and isinstance(value, str)
 
-    def to_bool(self, value: Any, _: Any) -> Any:
+    def _bool(self, value: Any, _: Any) -> Any:
         if isinstance(value, bool):
             return value
         if self._words(value) and value.strip().lower() in _WORDS:
             return _WORDS[value.strip().lower()]
         raise ValueError("write true or false")
 
-    def to_int(self, value: Any, _: Any) -> Any:
+    def _int(self, value: Any, _: Any) -> Any:
         if self._words(value):
             try:
                 return int(value.replace("_", ""), 0)
@@ -100,19 +100,19 @@ class Structurer:
             return int(value)
         raise ValueError("write a whole number")
 
-    def to_float(self, value: Any, _: Any) -> Any:
+    def _float(self, value: Any, _: Any) -> Any:
         if self._words(value):
             return _number(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         raise ValueError("write a number")
 
-    def to_str(self, value: Any, _: Any) -> Any:
+    def _str(self, value: Any, _: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError("write a string")
         return value
 
-    def to_anything(self, value: Any, _: Any) -> Any:
+    def _anything(self, value: Any, _: Any) -> Any:
         """Where anything is allowed, text that parses as JSON is JSON."""
         if not self._words(value):
             return value
@@ -121,7 +121,7 @@ class Structurer:
         except ValueError:
             return value
 
-    def to_literal(self, value: Any, annotation: Any) -> Any:
+    def _literal(self, value: Any, annotation: Any) -> Any:
         options = typing.get_args(annotation)
         for option in options:
             if (value == option and type(value) is type(option)) or (self._words(value) and value == str(option)):
@@ -129,7 +129,7 @@ class Structurer:
         near = suggest(value, map(str, options), "options") if isinstance(value, str) else ""
         raise ConfigError(f"{value!r} is not one of {', '.join(map(repr, options))}{near if 'did you' in near else ''}")
 
-    def to_tuple(self, value: Any, annotation: Any) -> Any:
+    def _tuple(self, value: Any, annotation: Any) -> Any:
         args = typing.get_args(annotation) or (Any, ...)
         if self._words(value):
             value = _items(value)
@@ -140,15 +140,15 @@ class Structurer:
             raise ValueError(f"{len(kinds)} items, not {len(value)}")
         return tuple(self.structure(item, kind) for item, kind in zip(value, kinds))
 
-    def to_mapping(self, value: Any, annotation: Any) -> Any:
+    def _mapping(self, value: Any, annotation: Any) -> Any:
         if self._words(value):
-            value = self.to_anything(value, Any)
+            value = self._anything(value, Any)
         if not isinstance(value, Mapping):
             raise ValueError('write a JSON object: {"name": value}')
         key, item = typing.get_args(annotation)
         return {self.structure(k, key): self.structure(v, item) for k, v in value.items()}
 
-    def to_union(self, value: Any, annotation: Any) -> Any:
+    def _union(self, value: Any, annotation: Any) -> Any:
         options = [option for option in typing.get_args(annotation) if option is not type(None)]
         optional = len(options) < len(typing.get_args(annotation))
         if optional and (value is None or (self._words(value) and value.strip().lower() in ("none", "null"))):
@@ -161,7 +161,7 @@ class Structurer:
                 errors.append(error)
         raise next((error for error in errors if isinstance(error, ConfigError)), errors[-1])
 
-    def to_lazy(self, value: Any, annotation: Any) -> Any:
+    def _lazy(self, value: Any, annotation: Any) -> Any:
         """A Lazy from its class name, `module:Class`, a mapping with `$type`, or itself."""
         from .load import load_class
         from .serialize import from_dict
