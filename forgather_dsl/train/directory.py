@@ -1,6 +1,6 @@
 """The run directory: everything that report, diff, generate and resume need, in plain files.
 
-`config.json`, `snapshot.txt`, `source/`, `environment.json`, `metrics.jsonl`, `checkpoints/`. Opening one again with another
+`config.json`, `snapshot.txt`, `plan.json`, `source/`, `environment.json`, `metrics.jsonl`, `checkpoints/`. Opening one again with another
 configuration is refused, except for fields that do not change what is learned.
 """
 
@@ -19,6 +19,8 @@ from typing import Any
 from ..dsl import Difference, diff, digest, from_dict, snapshot, to_dict
 from ..dsl.load import loaded_from
 from ..errors import UserError
+from ..plan.estimate import estimate, schedule_of
+from ..plan.hardware import gpus
 from ..specs import Experiment
 
 FREE = (
@@ -67,9 +69,33 @@ def write(experiment: Experiment, path: str, target: str | None, command: list[s
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
     _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")
+    _replace(os.path.join(path, "plan.json"), json.dumps(plan(experiment), indent=1) + "\n")
     for file in sources(experiment):
         os.makedirs(os.path.join(path, "source"), exist_ok=True)
         shutil.copy(file, os.path.join(path, "source", os.path.basename(file)))
+
+
+def plan(experiment: Experiment) -> dict[str, Any]:
+    """Stages, schedule and the first estimate of memory, per rank."""
+    schedule = schedule_of(experiment)
+    found = estimate(experiment, on_gpu=bool(gpus()))
+    ranks = [
+        {
+            "rank": memory.rank,
+            "stages": [{"stage": stage, "layers": [layers.start, layers.stop]} for stage, layers in memory.stages],
+            "memory_gib": {kind: size / 2**30 for kind, size in memory.kinds().items()},
+            "peak_gib": memory.total / 2**30,
+            "actions": " ".join(map(str, schedule.actions[memory.rank])),
+        }
+        for memory in found.ranks
+    ]
+    return {
+        "schedule": schedule.name,
+        "microbatches": schedule.num_microbatches,
+        "parameters": found.parameters,
+        "ranks": ranks,
+        "left_out": list(found.left_out),
+    }
 
 
 def read_config(path: str, *, trust: bool = False) -> Experiment:

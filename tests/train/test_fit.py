@@ -24,7 +24,7 @@ from forgather_dsl.train import checkpoint
 def test_a_run_directory_holds_everything_a_report_needs(small: Any, tmp_path: Path) -> None:
     run = Trainer(small.Small(), out=str(tmp_path / "run")).fit()
     assert isinstance(run, Run)
-    for name in ("config.json", "snapshot.txt", "environment.json", "metrics.jsonl", "source/small.py"):
+    for name in ("config.json", "snapshot.txt", "environment.json", "metrics.jsonl", "plan.json", "source/small.py"):
         assert (tmp_path / "run" / name).is_file(), name
     assert (tmp_path / "run" / "snapshot.txt").read_text() == snapshot(run.experiment)
     first, *rest = run.metrics
@@ -250,3 +250,12 @@ def test_a_script_trains_its_own_class_on_one_and_on_two_stages(corpus: Path, tm
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     assert len(losses(tmp_path / "two")) == 20
+
+
+def test_the_plan_says_what_each_rank_was_to_hold_and_do(small: Any, tmp_path: Path) -> None:
+    run = Trainer(replace(small.Small(), steps=1), out=str(tmp_path / "run")).fit()
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["parameters"] == run.metrics[0]["num_parameters"]
+    assert plan["ranks"][0]["stages"] == [{"stage": 0, "layers": [0, 4]}]
+    assert plan["ranks"][0]["actions"].startswith("0F0 0B0 0F1 0B1")
+    assert sum(plan["ranks"][0]["memory_gib"].values()) == pytest.approx(plan["ranks"][0]["peak_gib"])
