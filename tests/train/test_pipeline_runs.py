@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -169,3 +173,34 @@ def test_unimportable_parts_are_refused_before_anything_is_written(small: Any, t
     with pytest.raises(ConfigError, match="has no name that a file could hold"):
         Trainer(small.replace(experiment, loggers=(small.call("x:y", f=lambda: 0),)), out=str(tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_train_the_same(experiments: Path, single: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "forgather_dsl", "run", f"{experiments}:HardPP2", "--out", "run"]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == losses(single)
+
+
+def test_ctrl_c_saves_a_pipeline_too(experiments: Path, tmp_path: Path) -> None:
+    """The terminal sends SIGINT to the launcher; every rank stops after the same step, and exits with 130."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "forgather_dsl", "run", f"{experiments}:HardPP2", "--out", "run"]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    endless = [*command, "--set", "steps=100000", "--set", "loggers=Console"]
+    process = subprocess.Popen(
+        endless, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= 2:
+            break
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "saved run/checkpoints/step-" in told
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-????????"))) >= 1
