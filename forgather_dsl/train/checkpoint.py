@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     step: int
     manifest: dict[str, Any]
 
-    def keys(self) -> Iterator[str]:
+    def stored(self) -> Iterator[str]:
         """Every key of every file."""
         for name in self.manifest["files"]:
             with safe_open(os.path.join(self.path, name), framework="pt") as file:

@@ -94,31 +94,42 @@ class Session:
             "seq_len": self.loader.seq_len,
             "fingerprint": self.loader.tokens.fingerprint,
         }
-        state = {"data": data, "tokens": self.tokens, "seconds": self.elapsed()}
+        kind = type(self.experiment.optimizer).__name__
+        state = {"data": data, "optimizer": kind, "tokens": self.tokens, "seconds": self.elapsed()}
         folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
         return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep)
 
     @torch.no_grad()
     def restore(self, saved: checkpoint.Saved) -> None:
         """Go on from a verified checkpoint, whatever the number of stages that wrote it."""
-        available = list(saved.keys())
-        wanted = {f"weights/{name}": p for name, p in self.parameters.items()}
-        for key, tensor in saved.tensors(wanted):
-            wanted[key].copy_(tensor)
-        for name, parameter, state in named_states(self.optimizer):
-            prefix = f"optimizer/{name}/"
-            for key, tensor in saved.tensors(k for k in available if k.startswith(prefix)):
-                on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
-                state[key.removeprefix(prefix)] = tensor if on_host else tensor.to(parameter.device)
+        states = {name: (parameter, state) for name, parameter, state in named_states(self.optimizer)}
+        weights = {f"weights/{name}": p for name, p in self.parameters.items()}
+        same = saved.manifest["state"]["optimizer"] == type(self.experiment.optimizer).__name__
+        ours = [k for k in saved.stored() if same and k.startswith("optimizer/") and _owner(k) in states]
+        for key, tensor in saved.tensors([*weights, *ours]):
+            if key in weights:
+                weights[key].copy_(tensor)
+                continue
+            parameter, state = states[_owner(key)]
+            on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
+            state[key.rpartition("/")[2]] = tensor if on_host else tensor.to(parameter.device)
+        for name, (_, state) in states.items() if same else ():
             state.update(saved.manifest["scalars"].get(name, {}))
+        if not same and self.ranks.rank == 0:  # only with --allow-change, as below
+            print("warning: the optimizer changed; its state starts anew", file=sys.stderr)
         self.step = saved.step
         data = saved.manifest["state"]["data"]
         if data["fingerprint"] == self.loader.tokens.fingerprint and data["seq_len"] == self.loader.seq_len:
             self.loader.load_state_dict(data)
-        elif self.ranks.rank == 0:  # only with --allow-change
+        elif self.ranks.rank == 0:
             print("warning: the data changed; it is read from its beginning", file=sys.stderr)
         self.tokens = saved.manifest["state"]["tokens"]
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
+
+
+def _owner(key: str) -> str:
+    """The parameter that `optimizer/NAME/STATE` belongs to."""
+    return key.removeprefix("optimizer/").rpartition("/")[0]
 
 
 def _pipeline(experiment: Experiment, world: World) -> tuple[Pipeline, Stage]:

@@ -120,6 +120,17 @@ def test_an_allowed_change_of_the_data_starts_it_from_its_beginning(
     assert [step for step, _ in run.series("loss")] == [1, 2, 3, 4]
 
 
+def test_an_allowed_change_of_the_optimizer_starts_its_state_anew(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    first = Trainer(replace(small.Small(), steps=2), out=out).fit()
+    run = Trainer(replace(small.Small(), steps=4, optimizer=small.AdamW()), out=out, allow_change=True).fit()
+    assert "its state starts anew" in capsys.readouterr().err
+    assert run.series("loss")[:2] == first.series("loss")[:2]
+    assert [step for step, _ in run.series("loss")] == [1, 2, 3, 4]
+
+
 def test_a_finished_run_is_not_trained_again(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     before = losses(Trainer(replace(small.Small(), steps=2), out=out).fit().path)
