@@ -149,14 +149,7 @@ def attrs_only() -> System:
         return None if data is None else Part(**{k: read(v) if k in CHILDREN else v for k, v in data.items()})
 
     def make_class() -> Any:
-        @attrs.frozen
-        class Made:
-            a: int = 0
-            b: float = 0.5
-            c: int = 0
-            d: str = "text"
-
-        return Made
+        return attrs.make_class("Made", {name: attrs.field(default=0) for name in "abcd"}, frozen=True)
 
     done = resolved()
     return System(

@@ -190,6 +190,9 @@ def describe(annotation: Any) -> str:
         return describe(typing.get_args(annotation)[0])
     if is_union(annotation):
         return " | ".join(map(describe, typing.get_args(annotation)))
-    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and origin is None:
         return "None" if annotation is type(None) else annotation.__name__
+    if isinstance(origin, type) and args and origin is not collections.abc.Callable:
+        return f"{origin.__name__}[{', '.join('...' if a is ... else describe(a) for a in args)}]"
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")

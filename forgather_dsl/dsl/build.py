@@ -174,6 +174,6 @@ def _verify_call(lazy: Lazy[Any], target: Callable[..., Any], values: Mapping[st
         if absent:
             found.append(f"needs {', '.join(absent)}")
         if set(absent) & set(cls.__runtime__):
-            found.append(f"{cls.__name__} gets that when it is built: annotate the field that holds it as Factory[...]")
+            found.append("pass that to build, or annotate the field that holds it as Factory[...]")
         name = getattr(target, "__qualname__", repr(target))
         raise ConfigError(f"{cls.__name__} builds {name}, which {'; '.join(found) or error}") from None

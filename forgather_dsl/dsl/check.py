@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -93,8 +94,12 @@ def is_mixin(root: Lazy[Any]) -> bool:
 
 
 def warnings(root: Lazy[Any]) -> list[str]:
-    """What is legal and probably not meant: early binding in a class body, an assignment that discards a mixin's patch."""
-    return [*_early_binding(type(root)), *_discarded(type(root))]
+    """What is legal and probably not meant.
+
+    Early binding in a class body, an assignment that discards a mixin's patch, a new field that is nearly an old one.
+    """
+    cls = type(root)
+    return [*_early_binding(cls), *_discarded(cls), *_nearly_old(cls)]
 
 
 def said_at(root: Lazy[Any], path: str) -> str:
@@ -143,6 +148,16 @@ def _early_binding(cls: type[Lazy[Any]]) -> Iterator[str]:
                     f"{place(file, keyword.value.lineno)}: {keyword.arg}={name} takes the value of {name} in this class body; "
                     f"a subclass that changes {name} will not change it. Write it in a @derived method as self.{name}"
                 )
+
+
+def _nearly_old(cls: type[Lazy[Any]]) -> Iterator[str]:
+    for base in cls.__mro__:
+        if base.__module__.startswith("forgather_dsl.") or "__own__" not in base.__dict__:
+            continue
+        old = {name for above in base.__mro__[1:] for name in getattr(above, "__fields__", ())}
+        for name in set(base.__own__) - old:  # type: ignore[attr-defined]
+            for near in difflib.get_close_matches(name, old, n=1, cutoff=0.85):
+                yield f"{place(*line_of(base, name))}: {title(base)} declares {name}, a new field; did you mean {near!r}?"
 
 
 def _discarded(cls: type[Lazy[Any]]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from .annotations import is_class_variable, names_in, own_annotations
-from .errors import ConfigError, UnknownField, joined, place, suggest, title
+from .errors import ConfigError, UnknownField, joined, place, title
 from .words import REQUIRED, Derived, Patch
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _read_body(
             continue
         if name not in annotations and name not in inherited and not isinstance(value, Derived):
             if not isinstance(value, (*_CallableKinds, type)):
-                errors.append(_error(cls, name, _unknown(name, value, inherited), UnknownField))
+                errors.append(_error(cls, name, _unknown(cls, name, value, inherited), UnknownField))
             continue
         try:
             raw = _default(value, name in inherited)
@@ -83,14 +83,28 @@ def _read_body(
             continue
         if type(raw) in _INSTEAD:
             kind = type(raw).__name__
-            errors.append(_error(cls, name, f"mutable default, a {kind}; write {_INSTEAD[type(raw)]}, or @derived"))
+            errors.append(
+                _error(cls, name, f"mutable default, a {kind}; write {_instead(cls, name, raw)}, or @derived")
+            )
             continue
         yield name, (raw, value if isinstance(value, _Constraint) else None)
 
 
-def _unknown(name: str, value: Any, inherited: dict[str, Any]) -> str:
+def _instead(cls: Any, name: str, value: Any) -> str:
+    from .annotations import lazy_class
+    from .fields import annotation_of
+
+    base: Any = next((base for base in cls.__mro__[1:] if name in getattr(base, "__fields__", ())), None)
+    kind = lazy_class(annotation_of(base, name)) if base is not None else None
+    return _INSTEAD[type(value)] if kind is None else f"{kind.__name__}(...)"
+
+
+def _unknown(cls: Any, name: str, value: Any, inherited: dict[str, Any]) -> str:
+    from .hints import unknown_in_body
+
     kind = "..." if isinstance(value, (Patch, _Constraint)) else type(value).__name__
-    return f"no field {name!r} to override{suggest(name, inherited)} (to declare a new one, annotate it: {name}: {kind} = ...)"
+    hint = unknown_in_body(cls.__bases__, name, inherited)
+    return f"no field {name!r} to override{hint} (to declare a new one, annotate it: {name}: {kind} = ...)"
 
 
 def _written_as_method(cls: type, name: str, value: Any) -> bool:

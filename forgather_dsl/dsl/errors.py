@@ -71,11 +71,11 @@ def joined(errors: Sequence[ConfigError]) -> ConfigError:
     return (kinds.pop() if len(kinds) == 1 else ConfigError)("\n".join(texts), texts)
 
 
-def suggest(name: str, known: Iterable[str], noun: str = "fields") -> str:
-    """`; did you mean 'lr'?`, or the whole list when nothing is near."""
+def suggest(name: str, known: Iterable[str], noun: str = "fields", exact: Sequence[str] = ()) -> str:
+    """`; did you mean 'lr'?`, those in `exact` first; or the whole list when nothing is near."""
     names = sorted(set(known))
     lower = {n.lower(): n for n in names}
-    near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    near = [*exact[:3]] + [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     if near:
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; {noun}: {', '.join(names)}" if names else ""

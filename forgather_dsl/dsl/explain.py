@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .errors import ConfigError, UnknownField, place, suggest, title
 from .graph import leaf_text, split_path
+from .hints import unknown
 from .lazy import Lazy, given
 from .overlay import Overlay
 from .resolve import fold
@@ -49,9 +50,7 @@ def step(value: Any, part: str, path: str) -> Any:
     """What stands under one name or number. Raises ConfigError when nothing does."""
     if isinstance(value, Lazy):
         if part not in type(value).__fields__:
-            raise UnknownField(
-                f"{path}: {type(value).__name__} has no field {part!r}{suggest(part, type(value).__fields__)}"
-            )
+            raise UnknownField(f"{path}: {type(value).__name__} has no field {part!r}{unknown(value, part)}")
         return getattr(value, part)
     if isinstance(value, tuple):
         if not part.isdecimal() or int(part) >= len(value):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from .annotations import Unresolved, describe, evaluate, fits, is_factory, lazy_class, lazy_classes, settled
+from .annotations import Unresolved, describe, evaluate, fits, lazy_classes, settled
 from .errors import ConfigError, PatchError, title
+from .hints import advice, got
 from .words import REQUIRED, Patch
 
 if TYPE_CHECKING:
@@ -62,9 +63,8 @@ def verify(cls: type[Lazy[Any]], name: str, value: Any, instance: Any = None) ->
         )
     annotation = annotation_of(cls, name)
     if not fits(value, annotation):
-        found = type(value).__name__ if hasattr(type(value), "__fields__") else f"{value!r}, a {type(value).__name__}"
-        advice = _advice(value, annotation)
-        raise ConfigError(f"{title(cls)}.{name}: expected {describe(annotation)}, got {found}{advice}")
+        text = f"expected {describe(annotation)}, got {got(value)}{advice(value, annotation)}"
+        raise ConfigError(f"{title(cls)}.{name}: {text}")
     attribute = cls.__fields__[name]
     if attribute.validator is None or value is REQUIRED:
         return
@@ -89,24 +89,6 @@ def verify_patch(cls: type[Lazy[Any]], name: str, patch: Patch) -> None:
         raise PatchError(f"{title(cls)}.{name}: expected a patch of {describe(annotation)}, got {patch!r}")
     if annotation in (int, float, str, bool):
         raise PatchError(f"{title(cls)}.{name}: expected {describe(annotation)}, got {patch!r}; write a plain value")
-
-
-def _advice(value: Any, annotation: Any) -> str:
-    text = describe(annotation)
-    if isinstance(value, list) and "tuple" in text:
-        return f"; write a tuple: ({', '.join(map(repr, value))}{',' if len(value) == 1 else ''})"
-    if isinstance(value, type) and hasattr(value, "__fields__"):
-        return f"; write {value.__name__}() with brackets"
-    if isinstance(value, Patch):
-        return f"; a patch stands in a class body or a call, here write replace(super().field, ...) or {value.cls.__name__}(...)"
-    if getattr(value, "__wildcard__", False):
-        kind = lazy_class(annotation)
-        if not is_factory(annotation):
-            return f"; alternating over layers needs a field annotated Factory[{kind.__name__ if kind else '...'}]"
-        options: tuple[Any, ...] = getattr(value, "options", ())
-        wrong = [option for option in options if not fits(option, annotation)]
-        return f" of {', '.join(map(repr, wrong))}"
-    return ""
 
 
 def _text(error: Exception) -> str:

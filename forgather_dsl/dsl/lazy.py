@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, datacla
 
 import attrs
 
-from .errors import ConfigError, Frozen, UnknownField, caller, joined, place, suggest
+from .errors import ConfigError, Frozen, UnknownField, caller, joined, place
 from .fields import accept, verify_patch
+from .hints import unknown
 from .words import REQUIRED, Patch, Stack
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class Lazy(Generic[T]):
                 raise AttributeError(name)
             if hasattr(cls, name):  # a property of the user's own raised: let its error show
                 return object.__getattribute__(self, name)
-            raise UnknownField(f"{cls.__name__} has no field {name!r}{suggest(name, cls.__fields__)}")
+            raise UnknownField(f"{cls.__name__} has no field {name!r}{unknown(cls, name)}")
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(self) is type(other) and _contents(self) == _contents(cast("Lazy[Any]", other)))
@@ -113,7 +114,7 @@ class Lazy(Generic[T]):
         for name, value in values.items():
             try:
                 if name not in cls.__fields__:
-                    raise UnknownField(f"{what}: no field {name!r}{suggest(name, cls.__fields__)}")
+                    raise UnknownField(f"{what}: no field {name!r}{unknown(cls, name)}")
                 if isinstance(value, Patch):
                     verify_patch(cls, name, value)
                 accepted[name] = value if isinstance(value, Patch) else accept(cls, name, value)

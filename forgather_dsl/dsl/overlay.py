@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from .annotations import fits, item_annotation, lazy_class, settled
-from .errors import ConfigError, MissingValue, UnknownField, article, joined, suggest
+from .errors import ConfigError, MissingValue, UnknownField, article, joined
 from .fields import annotation_of, converted, verify
 from .graph import split_path
+from .hints import unknown
 from .lazy import Lazy, T, given, revive
 from .structure import structure
 from .words import REQUIRED, Patch, Stack, Swap
@@ -134,9 +135,7 @@ def _apply_fields(said: Overlay, value: Lazy[Any]) -> Lazy[Any]:
         elif cls.__universal__:  # the arguments of a call, unchecked
             arguments[name] = child
         else:
-            errors.append(
-                UnknownField(f"{child.path}: {cls.__name__} has no field {name!r}{suggest(name, cls.__fields__)}")
-            )
+            errors.append(UnknownField(f"{child.path}: {cls.__name__} has no field {name!r}{unknown(value, name)}"))
     if arguments:
         below = Overlay(said.path, REQUIRED, arguments)
         changes["arguments"] = _on_top(changes.get("arguments", REQUIRED), below)

@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from .annotations import Unresolved, fits, is_factory, lazy_class, settled
-from .errors import ConfigError, LoadError, UnknownField, Untrusted, joined, suggest
+from .errors import ConfigError, LoadError, UnknownField, Untrusted, joined
 from .fields import annotation_of, verify
 from .graph import join
+from .hints import unknown
 from .inert import ADVICE, PACKAGE, InertObject, Origin, in_package, inert_class, ours, package_class
 from .lazy import Lazy, given, revive
 from .load import load, load_class
@@ -168,7 +169,7 @@ class _Reader:
             below = join(path, name)
             try:
                 if name not in cls.__fields__:
-                    hint = suggest(name, cls.__fields__)
+                    hint = unknown(cls, name)
                     raise UnknownField(f"{below}: {cls.__name__} of this version has no field {name!r}{hint}")
                 annotation = annotation_of(cls, name)
                 values[name] = settled(self.value(value, below, annotation), annotation)

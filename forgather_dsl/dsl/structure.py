@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from .annotations import Unresolved, describe, is_union, lazy_class
 from .errors import ConfigError, Untrusted, article, suggest
+from .hints import named_subclasses
 from .lazy import Lazy
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
@@ -215,12 +216,3 @@ def _instance(cls: type, wanted: type) -> Any:
     if not issubclass(cls, Lazy):
         raise ConfigError(f"{cls.__name__} is not {article(wanted.__name__)}; write a Lazy class that builds it")
     return cls()
-
-
-def named_subclasses(cls: Any) -> dict[str, type]:
-    """Concrete classes below (and including) `cls` by name; of two with one name, the one defined last."""
-    hidden = cls.__abstract__ or "__origin__" in cls.__dict__  # the latter stands in for a class that was not imported
-    out: dict[str, type] = {} if hidden else {cls.__name__: cls}
-    for below in cls.__subclasses__():
-        out.update(named_subclasses(below))
-    return out
