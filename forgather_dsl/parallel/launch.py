@@ -30,6 +30,11 @@ POLL_SECONDS = 0.02
 PR_SET_PDEATHSIG = 1
 
 
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait sleep. By default they spin, and beside another busy program each of a small model's thousand parallel
+regions per step then lasts a time slice: steps took 9 to 15 times as long (benchmarks/LOG.md). Read when torch is loaded."""
+
+
 def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = None) -> int:
     """Run `command` once per rank with RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE set; wait for all.
 
@@ -156,7 +161,7 @@ class _Signals:
 
 def _threads(world: int) -> Mapping[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // world))}
+    return {"OMP_NUM_THREADS": str(max(1, cores // world)), **PATIENT}
 
 
 def _loopback() -> Mapping[str, str]:
