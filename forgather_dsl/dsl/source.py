@@ -39,6 +39,7 @@ def line_of(cls: Any, name: str = "") -> tuple[str, int]:
             targets = [statement.target]
         elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)) and statement.name == name:
             return file, statement.lineno
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+        named = [node for target in targets for node in ast.walk(target)]  # also a, b = 1, 2
+        if any(isinstance(node, ast.Name) and node.id == name for node in named):
             return file, statement.lineno
     return file, line

@@ -34,6 +34,7 @@ from forgather_dsl.dsl import (
     swap,
 )
 from forgather_dsl.dsl.compare import leaves
+from forgather_dsl.dsl.errors import title
 from forgather_dsl.dsl.graph import dot, mermaid
 
 T = TypeVar("T")
@@ -121,6 +122,17 @@ def test_explain_lists_every_say_the_winner_first_with_lines():
     lines = Path(__file__).read_text().splitlines()
     assert said[0].where == f"{HERE}:{lines.index('    seq_len = 64') + 1}"
     assert said[1].where == f"{HERE}:{lines.index('    seq_len: int = 128') + 1}"
+
+
+def test_lines_of_values_assigned_together_are_found():
+    class Together(Base):
+        "Two at once."
+
+        seq_len, thing = 5, None
+
+    lines = Path(__file__).read_text().splitlines()
+    number = lines.index("        seq_len, thing = 5, None") + 1
+    assert explain(Together(), "thing")[0] == Said("None", title(Together), f"{HERE}:{number}")
 
 
 def test_explain_follows_patches_and_derived_values_down_to_the_default():
