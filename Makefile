@@ -23,6 +23,7 @@ check: $(VENV)/.installed-dev  ## ruff and pyright alone
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
 bench: $(VENV)/.installed-dev  ## the benchmarks; figures worth keeping go to benchmarks/LOG.md
+	$(PY) -m pip install -q -e '.[bench]'
 	$(PY) -m pytest -q --benchmark-only benchmarks
 
 golden: $(VENV)/.installed-dev  ## write the golden snapshots of experiments/ anew, for review in the diff
