@@ -12,7 +12,7 @@ class First(Experiment):
     seq_len = 128  # tokens
     batch_size = 8  # sequences per optimizer step,
     microbatch_size = 2  # of which two at a time
-    steps = 320
+    steps = 300
     model = patch(Llama, dim=128, num_layers=4, num_heads=4)
     optimizer = Muon(lr=0.02, adamw_lr=0.01)
 
