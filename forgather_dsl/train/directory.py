@@ -63,7 +63,7 @@ def choose(experiment: Experiment, out: str | None, resume: str) -> str:
 
 def write(experiment: Experiment, path: str, target: str | None, command: list[str] | None) -> None:
     """Create the directory, or bring its description up to date before a resume."""
-    config = json.dumps(portable(to_dict(experiment)), indent=1) + "\n"
+    config = json.dumps(to_dict(experiment), indent=1) + "\n"
     os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
     _replace(os.path.join(path, "config.json"), config)
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
@@ -133,22 +133,6 @@ def _may_change(change: Difference) -> bool:
             change.left not in (None, "None") and float(change.right or 0) >= float(change.left or 0)
         )
     return head in FREE
-
-
-def portable(config: Any) -> Any:
-    """Classes of a script that runs as `__main__`, named by their file, so that another process finds them."""
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    if isinstance(config, dict):
-        return {
-            k: _renamed(v, main) if k in ("$type", "$target", "$object") else portable(v) for k, v in config.items()
-        }
-    return [portable(item) for item in config] if isinstance(config, list) else config
-
-
-def _renamed(name: str, main: str | None) -> str:
-    if name.startswith("__main__:") and main and main.endswith(".py"):
-        return os.path.realpath(main) + name.removeprefix("__main__")
-    return name
 
 
 def sources(experiment: Experiment) -> list[str]:

@@ -125,7 +125,7 @@ class Trainer:
 
 def _require_importable(experiment: Experiment, world: int) -> None:
     """Everything in the experiment has a name that config.json can hold, and that every rank can import."""
-    targets = _user_targets(directory.portable(to_dict(experiment)))
+    targets = _user_targets(to_dict(experiment))
     lost = sorted({target.partition(":")[2] for target in targets if target.startswith("__main__:")})
     if lost and world > 1:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,15 +51,18 @@ def test_a_pipeline_reports_its_bubble_and_the_memory_of_each_rank(two_stages: P
         assert len(record["peak_memory_bytes"]) == 2
 
 
-def test_a_checkpoint_of_two_stages_goes_on_with_one_and_back(small: Any, single: Path, tmp_path: Path) -> None:
-    """Steps 1 to 3 on two stages, then a cut, then one process: the same losses as an uninterrupted run."""
-    out = tmp_path / "run"
+def test_a_checkpoint_of_two_stages_goes_on_with_one_or_with_four(small: Any, single: Path, tmp_path: Path) -> None:
+    """Steps 1 to 3 on two stages, then a cut, then another number of stages: the losses of an uninterrupted run."""
+    out = tmp_path / "one"
     cut = small.replace(small.HardPP2(), loggers=(small.call("small_runs:PowerCut", at=4),))
     with pytest.raises(small.UserError) as caught:
         Trainer(cut, out=str(out)).fit()
     assert caught.value.exit_code != 0
+    shutil.copytree(out, tmp_path / "four")
     Trainer(small.Hard(), out=str(out)).fit()
     assert losses(out) == losses(single)
+    Trainer(small.HardPP4(), out=str(tmp_path / "four")).fit()
+    assert losses(tmp_path / "four") == losses(single)
 
 
 def test_four_stages_with_split_backward_are_the_same_too(small: Any, single: Path, tmp_path: Path) -> None:
