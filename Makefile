@@ -11,7 +11,7 @@ help:  ## what there is
 run: $(VENV)/.installed  ## install and train experiments/first.py:First
 	$(PY) -m forgather_dsl run
 
-test: $(VENV)/.installed-dev  ## install and run the tests, linter and type checker included
+test: check  ## install and run the tests, after the linter and the type checker
 	$(PY) -m pytest -q -m "not slow" --benchmark-skip tests
 
 test-slow: $(VENV)/.installed-dev  ## the slow tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -9,7 +10,12 @@ def main() -> None:
     """Run the command line of this process; ends it with the exit code."""
     from .cli.app import run_command
 
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    if "RANK" in os.environ:  # of torchrun or a cluster
+        from .parallel.launch import end_process
+
+        end_process(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 
 from ..dsl import ConfigError
 from ..errors import UserError
+from ..parallel.launch import end_process
 from .directory import read_config
 from .prepare import prepare
 from .session import run_session
@@ -26,4 +27,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -105,7 +105,7 @@ class Trainer:
         if code == 130:
             raise Interrupted("")  # rank 0 has said what was saved
         if code:
-            raise UserError("", exit_code=code)  # a rank has said why
+            raise UserError(f"the ranks ended with exit code {code}; what they said stands above", exit_code=code)
 
     def _as_rank(self) -> Run:
         """A rank of torchrun or of a cluster."""
