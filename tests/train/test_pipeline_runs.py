@@ -137,8 +137,9 @@ def test_a_script_without_a_main_guard_is_told(corpus: Path, tmp_path: Path) -> 
 
 
 def test_a_notebook_trains_on_one_and_two_stages_and_is_told_what_ranks_cannot_import(
-    corpus: Path, tmp_path: Path
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the kernel
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     cells = [
