@@ -27,7 +27,7 @@ def print_overview() -> None:
     if runs:
         print(f'  {prog()} generate {runs[0]} "def "')
     else:
-        print(f"  {prog()} run{' ' * 30}# trains {first}: about a minute, nothing is downloaded")
+        print(f"  {prog()} run{' ' * 30}# trains {first}: a minute or two, nothing is downloaded")
     print(f"  {prog()} ls{' ' * 31}# what each experiment is")
     other = next((target for target in targets if target != first), first)
     print(f"  {prog()} diff {first} {other}")
