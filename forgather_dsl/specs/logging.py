@@ -26,7 +26,7 @@ class Console(Logger["forgather_dsl.train.console.Console"]):
 class Sampling(Lazy[Any]):
     """Text written by the model before, during and after training."""
 
-    prompt: str = "def "
+    prompt: str = "class Node:\n    def __init__(self"
     max_new_tokens: int = attrs.field(default=64, validator=at_least(1))
     temperature: float = attrs.field(default=0.7, validator=attrs.validators.ge(0.0))  # 0: the likeliest token
     top_k: int | None = attrs.field(default=50, validator=at_least(1))

@@ -90,4 +90,5 @@ def duration(seconds: float) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join("  | " + line for line in text.splitlines())
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "\n".join("  | " + line for line in shown.split("\n"))  # a model may write what commands a terminal

@@ -143,7 +143,7 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
 
 def next_commands(path: str, experiment: Any) -> str:
     """What to try with a finished run."""
-    prompt = experiment.sampling.prompt.strip() if experiment.sampling is not None else "Once"
+    prompt = experiment.sampling.prompt.splitlines()[-1].strip() if experiment.sampling is not None else "Once"
     return "\n".join(
         [
             f"saved   {path}",

@@ -11,7 +11,7 @@ import torch
 from forgather_dsl import Llama, Single
 from forgather_dsl.parallel.group import World
 from forgather_dsl.train.agreement import Ranks
-from forgather_dsl.train.console import duration
+from forgather_dsl.train.console import Console, duration
 from forgather_dsl.train.flops import peak, per_token
 from forgather_dsl.train.gradients import clip, sum_of_squares
 from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
@@ -181,3 +181,13 @@ def test_single_is_the_default() -> None:
         steps = 1
 
     assert Plain().parallel == Single()
+
+
+def test_a_sample_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.log({"step": 3, "sample": "def\x1b[2J\x00 f():\n\tpass"})
+    console.close()
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\x00" not in shown
+    assert "  | \tpass" in shown
