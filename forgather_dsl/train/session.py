@@ -169,26 +169,30 @@ def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume
         leave(world)
 
 
-def join_session(experiment: Experiment, path: str, resume: str, describe: Callable[[], list[str]]) -> None:
+def join_session(experiment: Experiment, resume: str, describe: Callable[[], tuple[str, list[str]]]) -> str:
     """The same as a rank that another launcher started: rank 0 alone makes the data and runs `describe`, the others wait.
 
     Args:
-        describe: writes the run directory; returns what changed since it was last written.
+        describe: chooses and writes the run directory; returns its path and what changed since it was last written.
+
+    Returns:
+        The run directory.
     """
     world = join()
     try:
         ranks = Ranks(world, [])
-        said: tuple[list[str], str | None] = ([], None)
+        said: tuple[str, list[str], str | None] = ("", [], None)
         if ranks.rank == 0:
             try:
-                said = (describe(), None)
                 prepare(experiment)
+                said = (*describe(), None)
             except (UserError, ConfigError) as error:
-                said = ([], str(error))
-        changes, problem = ranks.gather(said)[0]
+                said = ("", [], str(error))
+        path, changes, problem = ranks.gather(said)[0]
         if problem is not None:
             raise UserError(problem if ranks.rank == 0 else "")
         _train(experiment, path, prepare(experiment), world, resume, changes)
+        return path
     finally:
         leave(world)
 

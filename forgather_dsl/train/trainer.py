@@ -112,15 +112,12 @@ class Trainer:
         from ..runs.run import Run
         from .session import join_session
 
-        path = directory.choose(self.experiment, self.out, "auto")
-
-        def describe() -> list[str]:
-            _, changes = self._directory()
+        def describe() -> tuple[str, list[str]]:
+            path, changes = self._directory()
             directory.write(self.experiment, path, self.target, self.command)
-            return changes
+            return path, changes
 
-        join_session(self.experiment, path, self.resume, describe)
-        return Run(path)
+        return Run(join_session(self.experiment, self.resume, describe))
 
 
 def _require_importable(experiment: Experiment, world: int) -> None:

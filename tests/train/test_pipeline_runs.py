@@ -189,6 +189,12 @@ def test_ranks_of_torchrun_train_the_same(experiments: Path, single: Path, tmp_p
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == losses(single)
+    again = subprocess.run(
+        [*command, "--resume", "never"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode != 0
+    assert "holds a run already" in again.stderr
+    assert losses(tmp_path / "run") == losses(single)
 
 
 def test_ctrl_c_saves_a_pipeline_too(experiments: Path, tmp_path: Path) -> None:
