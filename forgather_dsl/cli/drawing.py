@@ -7,7 +7,7 @@ from typing import Any
 from ..dsl import Lazy, graph
 from ..dsl.graph import Graph, dot, mermaid
 from ..dsl.load import is_root
-from ..plan.estimate import schedule_of, stage_layers
+from ..plan.layout import lay_out
 from .output import Branch, tree_lines
 
 FIRST_ACTIONS = 12  # of each rank, in drawings; JSON has all
@@ -46,7 +46,7 @@ def ranks_of(found: Any) -> list[dict[str, Any]]:
     """Per rank: its stages (layers, and whether embedding and head are there) and its actions. Empty for a component."""
     if not is_root(type(found)):
         return []
-    schedule, layers = schedule_of(found), stage_layers(found)
+    schedule, layers = lay_out(found)
     ranks = []
     for rank, actions in enumerate(schedule.actions):
         stages = [

@@ -1,7 +1,7 @@
 """A first estimate of memory, from the specs alone: which rank holds what, and whether it fits, before anything is allocated.
 
-In: an experiment. Out: bytes per rank by kind at the rank's peak (`estimate`), the layers of each stage (`stage_layers`, which
-the trainer cuts by), an error that says what to change (`require_fit`). Formulas: `sizes` per part, `memory` per rank.
+In: an experiment. Out: bytes per rank by kind at the rank's peak (`estimate`), an error that says what to change
+(`require_fit`). Formulas: `sizes` per part, `memory` per rank.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..dsl import ConfigError, build, replace
+from ..dsl import ConfigError, replace
 from ..errors import UserError
 from ..specs import Experiment, FullRecompute, Muon, Pipeline, Single
-from ..specs.experiment import num_microbatches, world_size
-from . import hardware, partition
-from .actions import Schedule
+from ..specs.experiment import world_size
+from . import hardware
 from .hardware import GIB, Device
+from .layout import Layout, balanced, lay_out
 from .memory import Held, StageCost, State, peak
 from .sizes import ModelSize, PartSize, model_size
 
-__all__ = ["Estimate", "RankMemory", "balanced", "estimate", "require_fit", "schedule_of", "stage_layers"]
+__all__ = ["Estimate", "RankMemory", "estimate", "require_fit"]
 
 CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU
 FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
@@ -64,53 +64,14 @@ class Estimate:
     left_out: tuple[str, ...]
 
 
-def schedule_of(experiment: Experiment) -> Schedule:
-    """The actions of every rank. Raises ConfigError for a schedule that cannot be."""
-    from .schedules import accumulate
-
-    if not isinstance(experiment.parallel, Pipeline):
-        return accumulate(num_microbatches(experiment))
-    schedule: Any = experiment.parallel.schedule
-    try:
-        return build(schedule, stages=world_size(experiment), microbatches=num_microbatches(experiment))
-    except ValueError as error:
-        raise ConfigError(f"parallel.schedule: {error}") from error
-
-
-def stage_layers(experiment: Experiment) -> tuple[range, ...]:
-    """The layers of each stage: as `cuts` says, else balanced with an equal weight on time and on memory."""
-    parallel = experiment.parallel
-    if isinstance(parallel, Pipeline) and parallel.cuts is not None:
-        stops = [sum(parallel.cuts[: i + 1]) for i in range(len(parallel.cuts))]
-        return tuple(range(start, stop) for start, stop in zip((0, *stops), stops))
-    return balanced(experiment, time_share=0.5)
-
-
-def balanced(experiment: Experiment, time_share: float) -> tuple[range, ...]:
-    """The most even split when `time_share` of a part's cost is its share of the model's floating point operations, and
-    the rest its share of the bytes of weights, gradients and optimizer state. An embedding costs bytes and no time.
-    """
-    size = model_size(experiment.model, experiment.seq_len)
-    if not any(layer.parameters for layer in size.layers):  # nothing is known of them but their number
-        return partition.split([1.0] * len(size.layers), world_size(experiment))
-    state = State(experiment, on_gpu=False)
-    parts = [*((layer, True) for layer in size.layers), (size.embedding, False), (size.head, False)]
-    flops = [part.flops for part, _ in parts]
-    stored = [sum(state.bytes_of(part, in_layer)) for part, in_layer in parts]
-    all_flops, all_bytes = sum(flops) or 1.0, sum(stored) or 1
-    costs = [time_share * f / all_flops + (1 - time_share) * b / all_bytes for f, b in zip(flops, stored)]
-    return partition.split(costs[:-2], world_size(experiment), embedding=costs[-2], head=costs[-1])
-
-
-def estimate(experiment: Experiment, *, on_gpu: bool, layers: Sequence[range] | None = None) -> Estimate:
-    """Memory per rank. `layers`, a range per stage, replaces `stage_layers`.
+def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = None) -> Estimate:
+    """Memory per rank. `layout` replaces `lay_out(experiment)`.
 
     On a CPU mixed precision is fp32, and a rank costs a process of Python instead of a CUDA context.
     """
     size = model_size(experiment.model, experiment.seq_len)
     state = State(experiment, on_gpu)
-    ranges = stage_layers(experiment) if layers is None else tuple(layers)
-    schedule = schedule_of(experiment)
+    schedule, ranges = lay_out(experiment) if layout is None else layout
     stages = [StageCost.of(experiment, size, ranges, stage, state.number_bytes) for stage in range(len(ranges))]
     ranks = []
     for rank in range(schedule.num_ranks):
@@ -244,7 +205,9 @@ def _changes(experiment: Experiment, here: range, cards: Sequence[Device]) -> It
     if cards and isinstance(experiment.parallel, Pipeline):
         yield (
             lambda x: f"parallel = patch(Pipeline, cuts={x.parallel.cuts})",  # type: ignore[attr-defined]
-            lambda x: {"parallel": replace(x.parallel, cuts=tuple(map(len, balanced(x, time_share=0.0))))},
+            lambda x: {
+                "parallel": replace(x.parallel, cuts=tuple(map(len, balanced(x, world_size(x), time_share=0.0))))
+            },
         )
     yield lambda x: "optimizer = Muon()", lambda x: {"optimizer": Muon()}
 

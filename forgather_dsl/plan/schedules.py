@@ -1,8 +1,8 @@
 """Pipeline schedules: one function each, from stages and microbatches to the actions of every rank.
 
-In: `stages` (one per rank) and `microbatches`. Out: a `Schedule`: `check`, `simulate` and `draw` work on it, the
+In: `ranks` (one stage each) and `microbatches`. Out: a `Schedule`: `check`, `simulate` and `draw` work on it, the
 interpreter in parallel/ runs it. `zero_bubble` searches its order; the others are drawn from their papers.
-`python -m forgather_dsl.plan.schedules [STAGES MICROBATCHES]` prints them all.
+`python -m forgather_dsl.plan.schedules [RANKS MICROBATCHES]` prints them all.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def accumulate(microbatches: int) -> Schedule:
     return from_rows("Accumulate", [[Action(0, kind, k) for k in range(microbatches) for kind in ("F", "B")]])
 
 
-def gpipe(stages: int, microbatches: int) -> Schedule:
+def gpipe(ranks: int, microbatches: int) -> Schedule:
     """All forwards, then all backwards; every microbatch alive at the turn. Huang et al., arXiv 1811.06965."""
-    _positive(stages, microbatches)
+    _positive(ranks, microbatches)
     return from_rows(
         "GPipe",
-        [[Action(stage, kind, k) for kind in ("F", "B") for k in range(microbatches)] for stage in range(stages)],
+        [[Action(stage, kind, k) for kind in ("F", "B") for k in range(microbatches)] for stage in range(ranks)],
     )
 
 
-def one_f_one_b(stages: int, microbatches: int) -> Schedule:
-    """Warm up, then one forward and one backward in turn: at most `stages` microbatches alive. PipeDream-flush,
+def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
+    """Warm up, then one forward and one backward in turn: at most `ranks` microbatches alive. PipeDream-flush,
     Narayanan et al., arXiv 2006.09503."""
-    _positive(stages, microbatches)
+    _positive(ranks, microbatches)
     rows = []
-    for stage in range(stages):
-        warm_up = min(stages - 1 - stage, microbatches)
+    for stage in range(ranks):
+        warm_up = min(ranks - 1 - stage, microbatches)
         row = [Action(stage, "F", k) for k in range(warm_up)]
         for k in range(microbatches):
             if k + warm_up < microbatches:
@@ -65,13 +65,13 @@ def one_f_one_b(stages: int, microbatches: int) -> Schedule:
     return from_rows("1F1B", rows)
 
 
-def zero_bubble_h1(stages: int, microbatches: int) -> Schedule:
+def zero_bubble_h1(ranks: int, microbatches: int) -> Schedule:
     """1F1B with the backward split: I keeps 1F1B's place, and W of rank r lags r microbatches behind to fill what would
     be bubble. Same memory as 1F1B, a third of its bubble when F = I = W. Qi et al., arXiv 2401.10241, ZB-H1."""
-    _positive(stages, microbatches)
+    _positive(ranks, microbatches)
     rows = []
-    for stage in range(stages):
-        warm_up, lag = min(stages - 1 - stage, microbatches), min(stage, microbatches)
+    for stage in range(ranks):
+        warm_up, lag = min(ranks - 1 - stage, microbatches), min(stage, microbatches)
         row = [Action(stage, "F", k) for k in range(warm_up)]
         for k in range(microbatches):
             if k + warm_up < microbatches:
@@ -85,7 +85,7 @@ def zero_bubble_h1(stages: int, microbatches: int) -> Schedule:
 
 
 def zero_bubble(
-    stages: int,
+    ranks: int,
     microbatches: int,
     forward: float | Sequence[float] = 1.0,
     input_grad: float | Sequence[float] = 1.0,
@@ -96,13 +96,13 @@ def zero_bubble(
     """Split backward, the order searched for these durations (one number, or one per stage).
 
     No rank ever holds more than `memory_cap` microbatches between F and W; the default is what 1F1B holds at most
-    (`stages`). More memory shortens the step, down to (stages - 1) * (forward + communication) of bubble.
+    (`ranks`). More memory shortens the step, down to (ranks - 1) * (forward + communication) of bubble.
     """
-    _positive(stages, microbatches)
-    cap = stages if memory_cap is None else memory_cap
+    _positive(ranks, microbatches)
+    cap = ranks if memory_cap is None else memory_cap
     if cap < 1:
         raise ValueError(f"memory_cap is {cap}: a rank has to hold at least 1 microbatch")
-    return search.best(microbatches, durations(stages, forward, input_grad, weight_grad), communication, cap)
+    return search.best(microbatches, durations(ranks, forward, input_grad, weight_grad), communication, cap)
 
 
 def forwards(placement: Sequence[int], microbatches: int) -> Schedule:
@@ -117,20 +117,20 @@ def forwards(placement: Sequence[int], microbatches: int) -> Schedule:
     return from_rows("Forwards", rows)
 
 
-def _positive(stages: int, microbatches: int) -> None:
-    if stages < 1 or microbatches < 1:
-        raise ValueError(f"a schedule takes at least 1 stage and 1 microbatch, not {stages} and {microbatches}")
+def _positive(ranks: int, microbatches: int) -> None:
+    if ranks < 1 or microbatches < 1:
+        raise ValueError(f"a schedule takes at least 1 rank and 1 microbatch, not {ranks} and {microbatches}")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print every schedule for the given sizes (default 4 stages, 8 microbatches)."""
-    stages, microbatches = map(int, arguments) if arguments else (4, 8)
+    """Print every schedule for the given sizes (default 4 ranks, 8 microbatches)."""
+    ranks, microbatches = map(int, arguments) if arguments else (4, 8)
     for schedule in (
         accumulate(microbatches),
-        gpipe(stages, microbatches),
-        one_f_one_b(stages, microbatches),
-        zero_bubble_h1(stages, microbatches),
-        zero_bubble(stages, microbatches),
+        gpipe(ranks, microbatches),
+        one_f_one_b(ranks, microbatches),
+        zero_bubble_h1(ranks, microbatches),
+        zero_bubble(ranks, microbatches),
     ):
         print(f"{schedule.name}\n{draw(schedule)}\n")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Schedule(Lazy[T], abstract=True, runtime=("stages", "microbatches")):
+class Schedule(Lazy[T], abstract=True, runtime=("ranks", "microbatches")):
     """The order in which each rank runs the forward and backward passes of its stages."""
 
 

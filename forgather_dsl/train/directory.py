@@ -19,7 +19,8 @@ from typing import Any
 from ..dsl import Difference, diff, digest, from_dict, snapshot, to_dict
 from ..dsl.load import loaded_from
 from ..errors import UserError
-from ..plan.estimate import estimate, schedule_of
+from ..plan import layout as layouts
+from ..plan.estimate import estimate
 from ..plan.hardware import gpus
 from ..specs import Experiment
 
@@ -76,26 +77,31 @@ def write(experiment: Experiment, path: str, target: str | None, command: list[s
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
-    """Stages, schedule and the first estimate of memory, per rank."""
-    schedule = schedule_of(experiment)
-    found = estimate(experiment, on_gpu=bool(gpus()))
+    """The layout that ranks build from, and the first estimate of memory, per rank."""
+    layout = layouts.lay_out(experiment)
+    found = estimate(experiment, on_gpu=bool(gpus()), layout=layout)
     ranks = [
         {
             "rank": memory.rank,
             "stages": [{"stage": stage, "layers": [layers.start, layers.stop]} for stage, layers in memory.stages],
             "memory_gib": {kind: size / 2**30 for kind, size in memory.kinds().items()},
             "peak_gib": memory.total / 2**30,
-            "actions": " ".join(map(str, schedule.actions[memory.rank])),
         }
         for memory in found.ranks
     ]
     return {
-        "schedule": schedule.name,
-        "microbatches": schedule.num_microbatches,
+        "layout": layouts.to_dict(layout),
+        "microbatches": layout.schedule.num_microbatches,
         "parameters": found.parameters,
         "ranks": ranks,
         "left_out": list(found.left_out),
     }
+
+
+def read_layout(path: str) -> layouts.Layout:
+    """The layout that `write` planned: all ranks build from one plan, even where a search found it."""
+    with open(os.path.join(path, "plan.json"), encoding="utf-8") as file:
+        return layouts.from_dict(json.load(file)["layout"])
 
 
 def read_config(path: str, *, trust: bool = False) -> Experiment:

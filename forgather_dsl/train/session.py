@@ -22,12 +22,11 @@ from ..models.init import initialise
 from ..parallel.group import World, join, leave, pipeline_group
 from ..parallel.interpreter import Pipeline
 from ..parallel.stage import Stage
-from ..plan.estimate import stage_layers
-from ..plan.schedules import accumulate
+from ..plan.layout import Layout
 from ..specs import Experiment, FullRecompute
-from ..specs.experiment import num_microbatches, world_size
 from . import checkpoint
 from .agreement import Ranks
+from .directory import read_layout
 from .optimizers import named_states, parameter_groups
 from .prepare import Prepared, prepare
 
@@ -37,7 +36,7 @@ class Session:
 
     def __init__(self, experiment: Experiment, path: str, prepared: Prepared, world: World) -> None:
         self.experiment, self.path, self.prepared, self.world = experiment, path, prepared, world
-        self.pipeline, self.stage = _pipeline(experiment, world)
+        self.pipeline = _pipeline(experiment, read_layout(path), world)
         self.parameters = dict(self.pipeline.named_parameters())
         self.ranks = Ranks(world, list(self.parameters))
         self.optimizer: Any = build(experiment.optimizer, params=parameter_groups(self.parameters.items()))
@@ -132,28 +131,23 @@ def _owner(key: str) -> str:
     return key.removeprefix("optimizer/").rpartition("/")[0]
 
 
-def _pipeline(experiment: Experiment, world: World) -> tuple[Pipeline, Stage]:
-    """This rank's stage of the model, initialised, and the interpreter of its schedule."""
-    stages, microbatches = world_size(experiment), num_microbatches(experiment)
-    if world.size != stages:
-        raise UserError(f"{type(experiment).__name__} runs on {stages} ranks, but {world.size} were started")
-    parallel: Any = experiment.parallel
-    schedule = (
-        accumulate(microbatches) if stages == 1 else build(parallel.schedule, stages=stages, microbatches=microbatches)
-    )
-    with torch.device("meta"):
-        model: Any = build(experiment.model)
-    stage = Stage(
-        model,
-        world.rank,
-        stages,
-        stage_layers(experiment)[world.rank],
-        world.device,
-        autocast=build(experiment.precision).autocast(world.device),
-        recompute="full" if isinstance(experiment.recompute, FullRecompute) else "none",
-    )
-    initialise(model, experiment.seed)
-    return Pipeline([stage], schedule, experiment.seed, pipeline_group(world, stages)), stage
+def _pipeline(experiment: Experiment, layout: Layout, world: World) -> Pipeline:
+    """This rank's stages of the model, initialised, and the interpreter of its schedule."""
+    schedule, layers = layout
+    if world.size != schedule.num_ranks:
+        raise UserError(
+            f"{type(experiment).__name__} runs on {schedule.num_ranks} ranks, but {world.size} were started"
+        )
+    autocast = build(experiment.precision).autocast(world.device)
+    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    stages = []
+    for index in schedule.stages_of(world.rank):
+        with torch.device("meta"):
+            model: Any = build(experiment.model)
+        stage = Stage(model, index, schedule.num_stages, layers[index], world.device, autocast, recompute)
+        initialise(model, experiment.seed)
+        stages.append(stage)
+    return Pipeline(stages, schedule, experiment.seed, pipeline_group(world, schedule.num_ranks))
 
 
 def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume: str, changes: list[str]) -> None:

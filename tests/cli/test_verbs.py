@@ -14,7 +14,7 @@ import pytest
 import forgather_dsl
 from forgather_dsl.cli import gallery
 from forgather_dsl.dsl import load, to_dict
-from forgather_dsl.plan import estimate, hardware
+from forgather_dsl.plan import hardware, layout
 
 ROOT = Path(forgather_dsl.__file__).parents[1]
 FIRST, PIPELINED = f"{ROOT}/experiments/first.py:First", f"{ROOT}/experiments/first.py:FirstPP2"
@@ -187,7 +187,7 @@ def test_graph_goes_down_to_stages_and_actions(cli, project):
 def test_graph_as_json_is_what_the_trainer_cuts(cli, project):
     found = cli("graph", PIPELINED, "--json").json
     layers = [stage["layers"] for rank in found["ranks"] for stage in rank["stages"]]
-    assert layers == [list(stage) for stage in estimate.stage_layers(load(PIPELINED)())]
+    assert layers == [list(stage) for stage in layout.lay_out(load(PIPELINED)()).layers]
     assert found["ranks"][1]["actions"] == [f"1{kind}{k}" for k in range(4) for kind in "FB"]
     paths = {node["path"] for node in found["nodes"]}
     assert all(edge["from"] in paths and edge["to"] in paths for edge in found["edges"])

@@ -35,8 +35,9 @@ from forgather_dsl import (
 )
 from forgather_dsl.dsl import ConfigError, build, load, override, replace
 from forgather_dsl.plan import hardware
-from forgather_dsl.plan.estimate import estimate, require_fit, schedule_of, stage_layers
+from forgather_dsl.plan.estimate import estimate, require_fit
 from forgather_dsl.plan.hardware import GIB, Device
+from forgather_dsl.plan.layout import lay_out
 from forgather_dsl.plan.simulate import simulate
 from forgather_dsl.plan.sizes import model_size
 
@@ -178,7 +179,7 @@ def test_full_recompute_keeps_layer_inputs_and_one_layer():
 def test_live_microbatches_are_those_of_the_simulation(schedule):
     """Activations grow by one microbatch's bytes for each one alive; full backward frees them at once."""
     experiment = Small(batch_size=16, parallel=Pipeline(stages=4, schedule=schedule))
-    alive = simulate(schedule_of(experiment)).peak
+    alive = simulate(lay_out(experiment).schedule).peak
     one = estimate(replace(experiment, batch_size=2), on_gpu=False).ranks
     found = estimate(experiment, on_gpu=False).ranks
     for rank, (single, several) in enumerate(zip(one, found)):
@@ -224,12 +225,12 @@ def test_a_tied_head_is_a_copy_without_optimizer_state_of_its_own():
 
 
 def test_stages_are_cut_where_they_are_told_to():
-    assert stage_layers(Small(parallel=Pipeline(stages=2, cuts=(1, 3)))) == (range(1), range(1, 4))
-    assert stage_layers(Small()) == (range(4),)
+    assert lay_out(Small(parallel=Pipeline(stages=2, cuts=(1, 3)))).layers == (range(1), range(1, 4))
+    assert lay_out(Small()).layers == (range(4),)
 
 
 def test_a_heavy_head_gets_fewer_layers():
-    layers = stage_layers(override(Small(parallel=Pipeline(stages=2)), {"model.num_layers": "12"}))
+    layers = lay_out(override(Small(parallel=Pipeline(stages=2)), {"model.num_layers": "12"})).layers
     assert len(layers[0]) > len(layers[1])
     assert [i for stage in layers for i in stage] == list(range(12))
 
@@ -243,7 +244,7 @@ def test_what_is_unknown_is_named_and_the_rest_is_counted():
     strange = Small(model=Strange(vocab_size=5000, dim=96, num_layers=4), parallel=Pipeline(stages=2))
     assert estimate(strange, on_gpu=False).left_out == ("the layers of Strange",)
     assert estimate(strange, on_gpu=False).parameters == 2 * 5000 * 96
-    assert [len(layers) for layers in stage_layers(strange)] == [2, 2]
+    assert [len(layers) for layers in lay_out(strange).layers] == [2, 2]
 
 
 def card(gib: float) -> Device:

@@ -28,11 +28,11 @@ from forgather_dsl.plan.schedules import (
 )
 
 GENERATORS = [gpipe, one_f_one_b, zero_bubble_h1, zero_bubble]
-STAGES, MICROBATCHES = st.integers(1, 8), st.integers(1, 24)
+RANKS, MICROBATCHES = st.integers(1, 8), st.integers(1, 24)
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-@given(STAGES, MICROBATCHES)
+@given(RANKS, MICROBATCHES)
 @settings(max_examples=25, deadline=None)
 def test_every_generator_yields_a_valid_schedule(generator, stages, microbatches):
     schedule = generator(stages, microbatches)

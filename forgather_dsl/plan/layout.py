@@ -1,0 +1,81 @@
+"""How a pipeline is laid out: which rank holds which stages, which layers each stage has, and the order of every rank's actions.
+
+In: an experiment. Out: `Layout`, which the planner costs, the run directory keeps as `plan.json`, and every rank builds from.
+The class of the schedule settles stages per rank and their placement. Raises ConfigError for what cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..dsl import ConfigError, build
+from ..specs import Experiment, Pipeline
+from ..specs.experiment import num_microbatches
+from . import partition
+from .actions import Schedule, from_csv, to_csv
+from .memory import State
+from .schedules import accumulate
+from .sizes import model_size
+
+__all__ = ["Layout", "balanced", "from_dict", "lay_out", "to_dict"]
+
+
+class Layout(NamedTuple):
+    """The actions of every rank, and the layers of every stage."""
+
+    schedule: Schedule
+    layers: tuple[range, ...]
+
+
+def lay_out(experiment: Experiment) -> Layout:
+    """Stages, layers and actions. The same for the same experiment, whatever machine it is asked on."""
+    microbatches, parallel = num_microbatches(experiment), experiment.parallel
+    if not isinstance(parallel, Pipeline):
+        return Layout(accumulate(microbatches), (range(experiment.model.num_layers),))
+    layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, parallel.stages)
+    schedule: Any = parallel.schedule
+    try:
+        return Layout(build(schedule, ranks=parallel.stages, microbatches=microbatches), layers)
+    except ValueError as error:
+        raise ConfigError(f"parallel.schedule: {error}") from error
+
+
+def _cut(cuts: Sequence[int]) -> tuple[range, ...]:
+    stops = [sum(cuts[: i + 1]) for i in range(len(cuts))]
+    return tuple(range(start, stop) for start, stop in zip((0, *stops), stops))
+
+
+def balanced(experiment: Experiment, stages: int, time_share: float = 0.5) -> tuple[range, ...]:
+    """The most even split when `time_share` of a part's cost is its share of the model's floating point operations, and
+    the rest its share of the bytes of weights, gradients and optimizer state. An embedding costs bytes and no time.
+    """
+    size = model_size(experiment.model, experiment.seq_len)
+    if not any(layer.parameters for layer in size.layers):  # nothing is known of them but their number
+        return partition.split([1.0] * len(size.layers), stages)
+    state = State(experiment, on_gpu=False)
+    parts = [*((layer, True) for layer in size.layers), (size.embedding, False), (size.head, False)]
+    flops = [part.flops for part, _ in parts]
+    stored = [sum(state.bytes_of(part, in_layer)) for part, in_layer in parts]
+    all_flops, all_bytes = sum(flops) or 1.0, sum(stored) or 1
+    costs = [time_share * f / all_flops + (1 - time_share) * b / all_bytes for f, b in zip(flops, stored)]
+    return partition.split(costs[:-2], stages, embedding=costs[-2], head=costs[-1])
+
+
+def to_dict(layout: Layout) -> dict[str, Any]:
+    """As JSON can hold it."""
+    schedule = layout.schedule
+    return {
+        "schedule": schedule.name,
+        "layers": [[layers.start, layers.stop] for layers in layout.layers],
+        "actions": to_csv(schedule).splitlines(),
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> Layout:
+    """The layout that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    schedule = from_csv("\n".join(data["actions"]), data["schedule"])
+    layers = tuple(range(start, stop) for start, stop in data["layers"])
+    if len(layers) != schedule.num_stages:
+        raise ValueError(f"{len(layers)} ranges of layers for {schedule.num_stages} stages")
+    return Layout(schedule, layers)
