@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 _PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".errors"}
 
 __all__ = [
+    "BF16",
     "FP32",
     "GELUMLP",
     "HF",

@@ -37,6 +37,7 @@ from .model import (
 )
 from .parallel import GPipe, OneFOneB, Parallel, Pipeline, Schedule, Single, ZeroBubble, ZeroBubbleH1
 from .training import (
+    BF16,
     FP32,
     AdamW,
     BF16Mixed,
@@ -55,6 +56,7 @@ from .training import (
 )
 
 __all__ = [
+    "BF16",
     "FP32",
     "GELUMLP",
     "HF",

@@ -84,6 +84,12 @@ class BF16Mixed(Precision["forgather_dsl.train.precision.BF16Mixed"]):
     """Parameters in 32 bits, matrix products in bfloat16 where the device is fast at them; on CPU this is FP32."""
 
 
+class BF16(Precision["forgather_dsl.train.precision.BF16"]):
+    """Weights, gradients and activations in bfloat16, and exact fp32 masters: the 16 bits that a weight lacks are kept
+    beside the optimizer's state, so that small updates are not lost (https://arxiv.org/abs/2512.15306).
+    """
+
+
 class Loss(Lazy[T], abstract=True):
     """From logits and targets to a sum over valid tokens; the trainer divides by their global number."""
 

@@ -1,4 +1,6 @@
-"""Number formats: what products of matrices are computed in. Parameters, gradients and optimizer state stay in 32 bits."""
+"""Number formats: what parameters and their gradients are kept in, and what products of matrices are computed in.
+
+Optimizers compute in 32 bits whatever the format, and keep their state in 32 bits."""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import torch
 class FP32:
     """32 bits everywhere."""
 
+    parameters = torch.float32
+
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """The format that a forward pass casts to, or None for none."""
         return None
@@ -16,7 +20,19 @@ class FP32:
 class BF16Mixed:
     """bfloat16 products on GPUs that are fast at them, else as `FP32`."""
 
+    parameters = torch.float32
+
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """bfloat16 from compute capability 8.0 on."""
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if fast else None
+
+
+class BF16:
+    """bfloat16 weights, gradients and activations, over exact fp32 masters (`master.ExactMaster`)."""
+
+    parameters = torch.bfloat16
+
+    def autocast(self, device: torch.device) -> torch.dtype | None:
+        """None: everything has the format already."""
+        return None

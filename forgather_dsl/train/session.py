@@ -27,6 +27,7 @@ from ..specs import Experiment, FullRecompute
 from . import checkpoint
 from .agreement import Ranks
 from .directory import read_layout
+from .master import ExactMaster
 from .optimizers import named_states, parameter_groups
 from .prepare import Prepared, prepare
 
@@ -39,7 +40,7 @@ class Session:
         self.pipeline = _pipeline(experiment, read_layout(path), world)
         self.parameters = dict(self.pipeline.named_parameters())
         self.ranks = Ranks(world, list(self.parameters))
-        self.optimizer: Any = build(experiment.optimizer, params=parameter_groups(self.parameters.items()))
+        self.optimizer: Any = _optimizer(experiment, self.parameters)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
@@ -83,7 +84,8 @@ class Session:
 
     def save(self) -> str:
         """Write a checkpoint from all ranks; returns its path."""
-        tensors: dict[str, torch.Tensor] = {f"weights/{name}": p for name, p in self.parameters.items()}
+        masters = dict(self.optimizer.masters()) if isinstance(self.optimizer, ExactMaster) else {}
+        tensors = {f"weights/{name}": masters.get(name, p) for name, p in self.parameters.items()}
         scalars: dict[str, dict[str, Any]] = {}
         for name, _, state in named_states(self.optimizer):
             tensors.update({f"optimizer/{name}/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)})
@@ -98,6 +100,12 @@ class Session:
         folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
         return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep)
 
+    def _set_weight(self, name: str, value: torch.Tensor) -> None:
+        if isinstance(self.optimizer, ExactMaster) and self.parameters[name].requires_grad:
+            self.optimizer.set_master(name, value)
+        else:
+            self.parameters[name].copy_(value)
+
     @torch.no_grad()
     def restore(self, saved: checkpoint.Saved) -> None:
         """Go on from a verified checkpoint, whatever the number of stages that wrote it."""
@@ -107,7 +115,7 @@ class Session:
         ours = [k for k in saved.stored() if same and k.startswith("optimizer/") and _owner(k) in states]
         for key, tensor in saved.tensors([*weights, *ours]):
             if key in weights:
-                weights[key].copy_(tensor)
+                self._set_weight(key.removeprefix("weights/"), tensor)
                 continue
             parameter, state = states[_owner(key)]
             on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
@@ -126,6 +134,14 @@ class Session:
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
 
 
+def _optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:
+    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower."""
+    groups = parameter_groups(parameters.items())
+    if build(experiment.precision).parameters == torch.float32:
+        return build(experiment.optimizer, params=groups)
+    return ExactMaster(groups, lambda masters: build(experiment.optimizer, params=masters))
+
+
 def _owner(key: str) -> str:
     """The parameter that `optimizer/NAME/STATE` belongs to."""
     return key.removeprefix("optimizer/").rpartition("/")[0]
@@ -138,12 +154,14 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World) -> Pipeline:
         raise UserError(
             f"{type(experiment).__name__} runs on {schedule.num_ranks} ranks, but {world.size} were started"
         )
-    autocast = build(experiment.precision).autocast(world.device)
+    precision = build(experiment.precision)
+    autocast = precision.autocast(world.device)
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
     stages = []
     for index in schedule.stages_of(world.rank):
         with torch.device("meta"):
             model: Any = build(experiment.model)
+        model.to(precision.parameters)
         stage = Stage(model, index, schedule.num_stages, layers[index], world.device, autocast, recompute)
         initialise(model, experiment.seed)
         stages.append(stage)

@@ -1,0 +1,83 @@
+"""bfloat16 weights over exact fp32 masters: the same numbers as fp32, at every step, through checkpoints and pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import losses, weights
+
+from forgather_dsl import BF16, AdamW, Muon, Trainer
+from forgather_dsl.dsl import build, replace
+from forgather_dsl.train.master import ExactMaster, join, split
+from forgather_dsl.train.optimizers import parameter_groups
+
+SHAPES = {
+    "model.layers.0.mlp.up_proj.weight": (24, 16),
+    "model.embed_tokens.weight": (40, 16),
+    "model.norm.weight": (16,),
+}
+
+
+@given(
+    st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**127), max_value=2.0**127),
+        min_size=1,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_upper_and_lower_half_are_the_number(numbers):
+    master = torch.tensor(numbers, dtype=torch.float32)
+    upper, lower = torch.empty_like(master, dtype=torch.bfloat16), torch.empty_like(master, dtype=torch.int16)
+    split(master.clone(), upper, lower)
+    assert torch.equal(join(upper, lower).view(torch.int32), master.view(torch.int32))
+    half_ulp = (master.to(torch.bfloat16).float() - master).abs()  # rounding to nearest, whatever is done with ties
+    assert torch.equal((upper.float() - master).abs(), half_ulp)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-5), Muon(lr=1e-4, adamw_lr=1e-5)])
+def test_a_hundred_small_steps_are_those_of_fp32_bit_for_bit(optimizer):
+    generator = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in SHAPES.items()}
+    ours = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    theirs = {name: torch.nn.Parameter(value.float()) for name, value in start.items()}
+    exact = ExactMaster(parameter_groups(ours.items()), lambda groups: build(optimizer, params=groups))
+    plain = build(optimizer, params=parameter_groups(theirs.items()))
+    for _ in range(100):
+        for name, shape in SHAPES.items():
+            ours[name].grad = torch.randn(shape, generator=generator).bfloat16()
+            theirs[name].grad = ours[name].grad.float()
+        exact.step()
+        plain.step()
+    for name, master in exact.masters():
+        assert torch.equal(master, theirs[name].detach()), name
+        assert not torch.equal(master, start[name].float())
+        assert torch.equal(ours[name].float(), master.bfloat16().float())
+
+
+def test_no_fp32_copy_outlives_a_step():
+    parameter = torch.nn.Parameter(torch.randn(40, 16).bfloat16())
+    exact = ExactMaster(parameter_groups([("a.embed.weight", parameter)]), lambda g: build(AdamW(), params=g))
+    parameter.grad = torch.ones_like(parameter)
+    exact.step()
+    (shadow,) = exact.param_groups[0]["params"]
+    assert shadow.untyped_storage().nbytes() == 4
+    assert shadow.grad is None
+
+
+def test_a_pipeline_trains_the_same_and_a_checkpoint_goes_on_anywhere(small: Any, tmp_path: Path) -> None:
+    """Weights in a checkpoint are the masters: it loads into any number of stages, and into fp32."""
+    one, two = (replace(cls(), precision=BF16()) for cls in (small.Hard, small.HardPP2))
+    Trainer(one, out=str(tmp_path / "one")).fit()
+    Trainer(two, out=str(tmp_path / "two")).fit()
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    assert {t.dtype for t in weights(tmp_path / "one").values()} == {torch.float32}
+    halfway = str(tmp_path / "one" / "checkpoints" / "step-00000003")
+    Trainer(two, out=str(tmp_path / "resumed"), resume=halfway).fit()
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "one")[3:]
+    Trainer(small.Hard(), out=str(tmp_path / "fp32"), resume=halfway).fit()
+    assert len(losses(tmp_path / "fp32")) == 3
