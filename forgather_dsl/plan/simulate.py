@@ -1,18 +1,19 @@
-"""Runs a schedule on paper: who is busy when, what the bubble is, how many microbatches are alive, is it valid.
+"""Runs a schedule on paper: who is busy when, what the bubble is, what each rank holds, is it valid.
 
-In: a `Schedule` and durations per stage (any unit). Out: `Simulation`, a text picture, or ValueError naming the action.
-Ranks run their actions in order; an action starts when its rank is free and its input has arrived; sends are
-asynchronous and take `communication`. Memory is counted in microbatches of a stage, from the start of F to the end of
-B or W (what lies between I and W is counted in full: an upper bound, measured as about three quarters).
+In: a `Schedule` and `Costs`, or plain durations (any unit). Out: `Simulation`, a text picture, or ValueError naming the
+action. Ranks run their actions in order; an action starts when its rank is free and its input has arrived; sends are
+asynchronous, and messages between two ranks queue in each direction. Bytes: `Costs` says what is held from when to when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from forgather_dsl.plan.actions import Action, Schedule
+from forgather_dsl.plan.costs import Costs
+from forgather_dsl.plan.timing import Timing
 
 __all__ = ["Interval", "Simulation", "check", "draw", "simulate"]
 
@@ -30,15 +31,27 @@ class Simulation:
     """What `simulate` found; times in the unit of the durations given, one entry per rank."""
 
     makespan: float
+    """The step under an optimizer that waits for all ranks."""
     busy: tuple[float, ...]
+    span: tuple[float, ...]
+    """End of the last action less the start of the first; the largest is the step when no rank waits for the others."""
     peak: tuple[int, ...]
-    """Most (stage, microbatch) pairs whose activations a rank holds at once."""
+    """Most (stage, microbatch) pairs that a rank holds at once, from the start of F to the end of B or W."""
+    peak_bytes: tuple[float, ...]
+    """Most that a rank holds at once of what `Costs` counts."""
+    within: tuple[bool, ...]
+    """Whether that is within the rank's capacity."""
     timeline: tuple[tuple[Interval, ...], ...]
 
     @property
     def bubble(self) -> tuple[float, ...]:
         """Idle share of the whole step, per rank."""
         return tuple(1 - busy / self.makespan if self.makespan else 0.0 for busy in self.busy)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank is within its capacity."""
+        return all(self.within)
 
 
 def durations(
@@ -63,74 +76,69 @@ def durations(
     return table | {"B": [i + w for i, w in zip(table["I"], table["W"])]}
 
 
-def _inputs(action: Action, num_stages: int) -> Iterator[tuple[int, str]]:
-    """(stage, "F" | "I" | "W") results of the same microbatch that `action` needs."""
-    if action.kind == "F" and action.stage > 0:
-        yield action.stage - 1, "F"
-    if action.kind in "BI":
-        yield action.stage, "F"
-        if action.stage < num_stages - 1:
-            yield action.stage + 1, "I"
-    if action.kind == "W":
-        yield action.stage, "I"
+def _plain(schedule: Schedule, table: dict[str, list[float]], latency: float) -> Costs:
+    """Costs of durations alone: a byte per (stage, microbatch), no matter how many."""
+    one, none = (1.0,) * schedule.num_stages, (0.0,) * schedule.num_stages
+    forward, input_grad, weight_grad = (tuple(table[kind]) for kind in "FIW")
+    no_limit = (float("inf"),) * schedule.num_ranks
+    return Costs(forward, input_grad, weight_grad, one, one, none, no_limit, latency)
 
 
-def _walk(schedule: Schedule, duration: Callable[[Action], float], communication: float) -> list[list[Interval]]:
-    """When each action runs. Raises ValueError naming the action each rank is stuck at."""
-    done: dict[tuple[int, str, int], float] = {}  # (stage, result, microbatch) -> when it is there, on its own rank
-    lines: list[list[Interval]] = [[] for _ in schedule.actions]
-    waiting = set(range(schedule.num_ranks))
-    progress = True
-    while progress:
-        progress = False
-        for rank in sorted(waiting):
-            row, line = schedule.actions[rank], lines[rank]
-            while len(line) < len(row):
-                action = row[len(line)]
-                start = line[-1].end if line else 0.0
-                for stage, result in _inputs(action, schedule.num_stages):
-                    arrival = done.get((stage, result, action.microbatch), float("inf"))
-                    start = max(start, arrival + communication * (schedule.placement[stage] != rank))
-                if start == float("inf"):
-                    break
-                line.append(Interval(action, start, start + duration(action)))
-                done[action.stage, "I" if action.kind == "B" else action.kind, action.microbatch] = line[-1].end
-                progress = True
-            if len(line) == len(row):
-                waiting.discard(rank)
-    if waiting:
-        stuck = ", ".join(f"rank {rank} at {schedule.actions[rank][len(lines[rank])]}" for rank in sorted(waiting))
-        raise ValueError(f"schedule {schedule.name} deadlocks: {stuck} waits for a result that never comes")
-    return lines
-
-
-def _peak(line: Sequence[Interval]) -> int:
+def _peak(row: Sequence[Action]) -> int:
     alive = peak = 0
-    for interval in line:
-        alive += interval.action.kind == "F"
+    for action in row:
+        alive += action.kind == "F"
         peak = max(peak, alive)
-        alive -= interval.action.kind in "BW"
+        alive -= action.kind in "BW"
     return peak
+
+
+def _in_order(row: Sequence[Action]) -> int:
+    """How many actions come before the first whose own rank has not yet done what it needs: F before I or B, I before W."""
+    done: set[Action] = set()
+    for index, action in enumerate(row):
+        if action.kind != "F" and action._replace(kind="I" if action.kind == "W" else "F") not in done:
+            return index
+        done.add(action)
+    return len(row)
 
 
 def simulate(
     schedule: Schedule,
-    forward: float | Sequence[float] = 1.0,
+    costs: Costs | float | Sequence[float] = 1.0,
     input_grad: float | Sequence[float] = 1.0,
     weight_grad: float | Sequence[float] = 1.0,
     communication: float = 0.0,
 ) -> Simulation:
-    """Run the schedule on paper. Durations are one number for every stage, or one per stage.
+    """Run the schedule on paper, under `costs`. Or under plain durations, one number for every stage or one per stage:
+    then `costs` is that of F, and `communication` the time a message takes between two ranks.
 
-    `communication` is the time a message takes between two ranks. Raises ValueError when the schedule deadlocks.
+    Raises ValueError when the schedule deadlocks, naming the action each rank is stuck at.
     """
-    table = durations(schedule.num_stages, forward, input_grad, weight_grad)
-    lines = _walk(schedule, lambda action: table[action.kind][action.stage], communication)
+    if not isinstance(costs, Costs):
+        table = durations(schedule.num_stages, costs, input_grad, weight_grad)
+        costs = _plain(schedule, table, communication)
+    timing = Timing(costs, schedule.placement, schedule.num_microbatches)
+    rows = [[timing.number(action) for action in row[: _in_order(row)]] for row in schedule.actions]
+    starts: list[list[float]] = [[] for _ in rows]
+    timing.run(rows, starts)
+    stuck = [(rank, len(begun)) for rank, begun in enumerate(starts) if len(begun) < len(schedule.actions[rank])]
+    if stuck:
+        where = ", ".join(f"rank {rank} at {schedule.actions[rank][index]}" for rank, index in stuck)
+        raise ValueError(f"schedule {schedule.name} deadlocks: {where} waits for a result that never comes")
+    timeline = tuple(
+        tuple(Interval(action, start, start + costs.seconds(action.kind, action.stage)) for action, start in zip(*line))
+        for line in zip(schedule.actions, starts)
+    )
+    held = tuple(map(timing.most_held, rows))
     return Simulation(
-        makespan=max((line[-1].end for line in lines if line), default=0.0),
-        busy=tuple(sum(interval.end - interval.start for interval in line) for line in lines),
-        peak=tuple(_peak(line) for line in lines),
-        timeline=tuple(tuple(line) for line in lines),
+        makespan=max((line[-1].end for line in timeline if line), default=0.0),
+        busy=tuple(sum(interval.end - interval.start for interval in line) for line in timeline),
+        span=tuple(line[-1].end - line[0].start if line else 0.0 for line in timeline),
+        peak=tuple(map(_peak, schedule.actions)),
+        peak_bytes=held,
+        within=tuple(most <= can * (1 + 1e-9) for most, can in zip(held, costs.capacity)),
+        timeline=timeline,
     )
 
 
@@ -165,7 +173,7 @@ def check(schedule: Schedule) -> None:
                     )
                 newest[action.stage, sequence] = action.microbatch
     _check_complete(schedule, counts)
-    _walk(schedule, lambda _: 1.0, 0.0)
+    simulate(schedule)
 
 
 def _check_complete(schedule: Schedule, counts: dict[Action, int]) -> None:
