@@ -31,9 +31,13 @@ POLL_SECONDS = 0.02
 PR_SET_PDEATHSIG = 1
 
 
-PATIENT = {"OMP_WAIT_POLICY": "passive"}
-"""Threads that wait sleep. By default they spin, and beside another busy program each of a small model's thousand parallel
-regions per step then lasts a time slice: steps took 9 to 15 times as long (benchmarks/LOG.md). Read when torch is loaded."""
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "MKL_CBWR": "AUTO,STRICT"}
+"""What every rank runs under unless the user has set it; read when torch is loaded, or at its first matrix product.
+
+Threads that wait sleep. By default they spin, and beside another busy program each of a small model's thousand parallel
+regions per step then lasts a time slice: steps took 9 to 15 times as long (benchmarks/LOG.md). And MKL's matrix products
+do not depend on the number of threads: on processors with AVX-512 they do otherwise, and a rank of two has half of the
+threads of a single process (Intel's "conditional numerical reproducibility", strict)."""
 
 
 def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = None) -> int:
@@ -171,7 +175,7 @@ class _Signals:
 
 def _threads(world: int) -> Mapping[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // world)), **PATIENT}
+    return {"OMP_NUM_THREADS": str(max(1, cores // world)), **ENVIRONMENT}
 
 
 def _loopback() -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
-from ..parallel.launch import PATIENT, launch
+from ..parallel.launch import ENVIRONMENT, launch
 from ..plan.estimate import require_fit
 from ..specs import Experiment
 from ..specs.experiment import world_size
@@ -76,7 +76,7 @@ class Trainer:
         prepared = prepare(experiment)
         directory.write(experiment, path, self.target, self.command)
         if world == 1:
-            for name, value in PATIENT.items():
+            for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)  # in time unless the caller has imported torch
             from .session import run_session
 

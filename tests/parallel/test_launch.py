@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forgather_dsl.parallel.launch import launch
+from forgather_dsl.parallel.launch import ENVIRONMENT, launch
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = (
@@ -190,3 +190,20 @@ def test_a_process_that_was_not_launched_is_alone():
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout == "World(rank=0, size=1, device=device(type='cpu'), backend=None) None\n", done.stderr
+
+
+def test_matrix_products_of_ranks_do_not_depend_on_how_many_threads_they_have():
+    """A rank of two has half the threads of a process alone. On AVX-512 this fails without what `ENVIRONMENT` sets."""
+    code = """
+import torch
+found = []
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    x, y, w = torch.randn(256, 192), torch.randn(256, 4096), torch.zeros(4096, 192)
+    found.append([w.addmm_(y.t(), x), y @ w, x @ w.t(), x.t() @ y])
+print(all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other)))
+"""
+    env = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr

@@ -25,7 +25,9 @@ def test_layers_that_are_built_alike_are_measured_once(small: Any, monkeypatch: 
     def runner(experiment: Any, layer: int, where: str, device: Any) -> Any:
         asked.append((layer, where))
         factors = iter([100.0, 1.0, 9.0, 1.0])  # the first run and one slow one do not count
-        return lambda: dict.fromkeys("FIW", told[layer, where]) if (f := next(factors)) == 1 else dict.fromkeys("FIW", f)
+        return lambda: (
+            dict.fromkeys("FIW", told[layer, where]) if (f := next(factors)) == 1 else dict.fromkeys("FIW", f)
+        )
 
     monkeypatch.setattr(profile, "_runner", runner)
     attention = Cycle(SlidingWindow(window=8), GroupedQueryAttention())
