@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from forgather_dsl.parallel.deferred import Owed, WeightGradients
+from forgather_dsl.parallel.failures import ActionFailed, PeerLost
 from forgather_dsl.parallel.messages import Message, Messages
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import Action
@@ -87,11 +88,19 @@ class Execution:
         self._started = self._begin = self._end = self.clock.now()
 
     def run(self, actions: Iterable[Action]) -> None:
-        """Run the actions in order, then see that nothing is left over."""
+        """Run the actions in order, then see that nothing is left over.
+
+        Raises ActionFailed for an action that raises, PeerLost when a message's other end is gone.
+        """
         self._begin = self.clock.now()
         table = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weights}
         for action in actions:
-            table[action.kind](action)
+            try:
+                table[action.kind](action)
+            except PeerLost as lost:
+                raise lost.within(f"{lost.doing}, in action {action}") from lost.error
+            except Exception as error:
+                raise ActionFailed(self.stages[action.stage], action, error) from error
             self._marks[action] = (self._started, self.clock.now())
         self._check_nothing_left()
         self.messages.finish()

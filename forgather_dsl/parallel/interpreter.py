@@ -8,6 +8,7 @@ may be left over: no live activation, no owed weight gradient, no message.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -18,12 +19,14 @@ import torch.nn as nn
 from forgather_dsl.models.cache import KVCache
 from forgather_dsl.parallel.execution import Execution, Forward, Timing
 from forgather_dsl.parallel.group import PipelineGroup
-from forgather_dsl.parallel.messages import Messages, Wire
+from forgather_dsl.parallel.messages import Messages, Route, Wire
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.tied import TiedHead
 from forgather_dsl.plan.schedules import Schedule, check, forwards
 
 __all__ = ["LossFn", "Pipeline"]
+
+_forwards = functools.cache(forwards)  # evaluation asks for the same few again and again
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits `[batch, seq, vocab]`, targets `[batch, seq]`) to the sum of the loss over valid targets, a scalar."""
@@ -56,6 +59,7 @@ class Pipeline:
             )
         self.last_rank = schedule.placement[-1]
         self._last_step: Execution | None = None
+        self._routes: dict[int, tuple[Schedule, Route]] = {}  # by the id of the schedule
         one = next(iter(self.stages.values()))
         self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
         self._tied = TiedHead(self.stages, schedule.placement, self.wire) if one.tied else None
@@ -119,7 +123,7 @@ class Pipeline:
         """
         parts = tokens.split(microbatch_size)
         forward = self._to_loss(targets, documents, microbatch_size, loss_fn, step=0)
-        schedule = forwards(self.schedule.placement, len(parts))
+        schedule = _forwards(self.schedule.placement, len(parts))
         with self._session(training=False), torch.no_grad():
             return self._loss_sum(self._run(schedule, parts, forward))
 
@@ -134,7 +138,7 @@ class Pipeline:
         if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] < 1:
             raise ValueError(f"a prompt is [1, seq] with at least one token, not {list(tokens.shape)}")
         caches = {index: KVCache() for index in self.stages}
-        schedule = forwards(self.schedule.placement, 1)
+        schedule = _forwards(self.schedule.placement, 1)
         offset, chosen = 0, []
 
         def forward(stage: Stage, x: torch.Tensor, _: int) -> torch.Tensor:
@@ -171,10 +175,15 @@ class Pipeline:
         loss_gradient: float = 0.0,
     ) -> Execution:
         rows = [(part.shape[0], part.shape[1]) for part in tokens]
-        messages = Messages(self.wire, schedule, rows, self._dim, self._dtype, self._device)
+        messages = Messages(self.wire, self._route(schedule), rows, self._dim, self._dtype, self._device)
         execution = Execution(self.stages, messages, tokens, forward, loss_gradient)
         execution.run(schedule.actions[self.wire.rank])
         return execution
+
+    def _route(self, schedule: Schedule) -> Route:
+        if id(schedule) not in self._routes:
+            self._routes[id(schedule)] = schedule, Route(schedule, self.wire.rank)
+        return self._routes[id(schedule)][1]
 
     def _loss_sum(self, execution: Execution) -> float | None:
         if self.wire.rank != self.last_rank:

@@ -119,6 +119,8 @@ def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
             if returncode is None:
                 continue
             ended = _exit_code(returncode)
+            if -returncode not in (signal.SIGINT, signal.SIGTERM) and returncode < 0 and time.monotonic() < deadline:
+                _say_killed(ranks.index(process), -returncode)
             if signals.interrupted and ended in (0, INTERRUPTED):
                 deadline = min(deadline, time.monotonic() + SAVING_SECONDS)
                 code = code or ended
@@ -129,6 +131,12 @@ def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
             _send(ranks, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     return code
+
+
+def _say_killed(rank: int, number: int) -> None:
+    name = signal.Signals(number).name
+    often = " (often by the system, when the host's memory is full)" if number == signal.SIGKILL else ""
+    print(f"error: rank {rank} was killed by {name}{often}", file=sys.stderr, flush=True)
 
 
 def _exit_code(returncode: int) -> int:

@@ -2,8 +2,8 @@
 
 A `Schedule` fixes which messages each pair of ranks exchanges and in what order, so both ends number them alike: the
 number is the tag, and receives are posted in the sender's order (NCCL has no tags and matches by order). A few receives
-per pair are posted ahead of need, each into a tensor of its own, which then lives as long as the activation does.
-Stages on one rank hand tensors over directly.
+per pair are posted ahead of need, each into a tensor of its own that lives as long as the activation does: a ring of
+buffers would hold as much and copy. What was sent is let go when an answer shows that it has arrived.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
+from forgather_dsl.parallel.failures import PeerLost
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.plan.schedules import Action, Schedule
 
-__all__ = ["Message", "Messages", "Wire"]
+__all__ = ["Message", "Messages", "Route", "Wire"]
 
 LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for
 
@@ -39,10 +40,17 @@ class Transfer(NamedTuple):
     work: dist.Work
     wire: torch.Tensor
     target: torch.Tensor
+    peer: str
 
     def wait(self) -> torch.Tensor:
-        """Wait until it is done (under NCCL: make the current stream wait); the tensor on its device."""
-        self.work.wait()
+        """Wait until it is done (under NCCL: make the current stream wait); the tensor on its device.
+
+        Raises PeerLost when the other end is gone.
+        """
+        try:
+            self.work.wait()
+        except RuntimeError as error:
+            raise PeerLost(self.peer, "exchanging a message with it", error) from error
         if self.target is not self.wire:
             self.target.copy_(self.wire)
         return self.target
@@ -59,28 +67,40 @@ class Wire:
         assert self.group is not None, "one rank has nobody to send to"
         return self.group.up if source < target else self.group.down
 
+    def _peer(self, rank: int) -> str:
+        return f"rank {dist.get_global_rank(self.group.everyone, rank)}"  # type: ignore[union-attr]
+
     def send(self, tensor: torch.Tensor, target: int, tag: int) -> Transfer:
-        """Start sending `tensor` to a rank of the pipeline."""
+        """Start sending `tensor` to a rank of the pipeline. Raises PeerLost when that is gone."""
         group = self._between(self.rank, target)
         wire = tensor.detach().to(self.group.wire).contiguous()  # type: ignore[union-attr]
-        work = dist.isend(wire, group=group, group_dst=target, tag=tag)
+        try:
+            work = dist.isend(wire, group=group, group_dst=target, tag=tag)
+        except RuntimeError as error:
+            raise PeerLost(self._peer(target), "sending to it", error) from error
         assert work is not None  # None is for callers outside the group
-        return Transfer(work, wire, wire)
+        return Transfer(work, wire, wire, self._peer(target))
 
     def receive(self, into: torch.Tensor, source: int, tag: int) -> Transfer:
-        """Start receiving from a rank of the pipeline into a contiguous tensor."""
+        """Start receiving from a rank of the pipeline into a contiguous tensor. Raises PeerLost when that is gone."""
         group = self._between(source, self.rank)
         wire = into if into.device == self.group.wire else torch.empty_like(into, device=self.group.wire)  # type: ignore[union-attr]
-        work = dist.irecv(wire, group=group, group_src=source, tag=tag)
+        try:
+            work = dist.irecv(wire, group=group, group_src=source, tag=tag)
+        except RuntimeError as error:
+            raise PeerLost(self._peer(source), "receiving from it", error) from error
         assert work is not None
-        return Transfer(work, wire, into)
+        return Transfer(work, wire, into, self._peer(source))
 
     def broadcast(self, number: int, source: int) -> int:
         """The `number` of rank `source`, on every rank."""
         if self.group is None:
             return number
         tensor = torch.tensor([number], device=self.group.wire)
-        dist.broadcast(tensor, group=self.group.everyone, group_src=source)
+        try:
+            dist.broadcast(tensor, group=self.group.everyone, group_src=source)
+        except RuntimeError as error:
+            raise PeerLost(self._peer(source), "waiting for the token it chose", error) from error
         return int(tensor.item())
 
     def open(self, pairs: Iterable[tuple[int, int]]) -> None:
@@ -96,18 +116,48 @@ class Wire:
                 transfer.wait()
 
 
-def _messages(schedule: Schedule, source: int, target: int) -> list[Message]:
-    """What rank `source` sends to rank `target`, in order; the position of a message is its tag."""
-    sent = filter(None, (_result(action, schedule) for action in schedule.actions[source]))
-    return [message for message in sent if schedule.placement[message.stage] == target]
-
-
 def _result(action: Action, schedule: Schedule) -> Message | None:
+    """What an action sends on."""
     if action.kind == "F" and action.stage < schedule.num_stages - 1:
         return Message("activation", action.stage + 1, action.microbatch)
     if action.kind in "BI" and action.stage > 0:
         return Message("gradient", action.stage - 1, action.microbatch)
     return None
+
+
+def _need(action: Action, schedule: Schedule) -> Message | None:
+    """What an action waits for."""
+    if action.kind == "F" and action.stage > 0:
+        return Message("activation", action.stage, action.microbatch)
+    if action.kind in "BI" and action.stage < schedule.num_stages - 1:
+        return Message("gradient", action.stage, action.microbatch)
+    return None
+
+
+class Route:
+    """What one rank sends and receives during a run of `schedule`, in order; the same for every run of it."""
+
+    def __init__(self, schedule: Schedule, rank: int) -> None:
+        place = schedule.placement
+        self.targets: dict[Message, tuple[int, int, int]] = {}
+        """Of each message sent to another rank: that rank, the tag, and the position of the action there that needs it."""
+        self.sources: dict[Message, tuple[int, int]] = {}
+        """Of each message from another rank: that rank, and the position of the action there that sends it."""
+        self.expected: dict[int, list[Message]] = {}
+        """From each other rank, in the order it sends them: the position in the list is the tag."""
+        needed = {_need(action, schedule): at for row in schedule.actions for at, action in enumerate(row)}
+        sent = dict.fromkeys(range(schedule.num_ranks), 0)
+        for source, row in enumerate(schedule.actions):
+            for at, action in enumerate(row):
+                message = _result(action, schedule)
+                if message is None or (target := place[message.stage]) == source:
+                    continue
+                if source == rank:
+                    self.targets[message] = target, sent[target], needed.get(message, len(row))
+                    sent[target] += 1
+                elif target == rank:
+                    self.sources[message] = source, at
+                    self.expected.setdefault(source, []).append(message)
 
 
 class _Incoming:
@@ -121,26 +171,28 @@ class _Incoming:
 
 
 class Messages:
-    """The messages of one rank during one run of `schedule`.
+    """The messages of one rank during one run.
 
     `rows[microbatch]` is the `(batch, seq)` of a microbatch; a message is `[batch, seq, dim]` in `dtype` on `device`.
     """
 
     def __init__(
-        self, wire: Wire, schedule: Schedule, rows: Sequence[tuple[int, int]], dim: int, dtype: torch.dtype,
+        self,
+        wire: Wire,
+        route: Route,
+        rows: Sequence[tuple[int, int]],
+        dim: int,
+        dtype: torch.dtype,
         device: torch.device,
-    ) -> None:  # fmt: skip
-        self.wire, self.schedule, self.rows = wire, schedule, rows
+    ) -> None:
+        self.wire, self.route, self.rows = wire, route, rows
         self.dim, self.dtype, self.device = dim, dtype, device
-        others = [rank for rank in range(schedule.num_ranks) if rank != wire.rank]
-        self.incoming = [_Incoming(rank, _messages(schedule, rank, wire.rank)) for rank in others]
-        self.sources = {message: incoming for incoming in self.incoming for message in incoming.expected}
-        self.tags = {
-            message: tag for rank in others for tag, message in enumerate(_messages(schedule, wire.rank, rank))
-        }
+        self.incoming = {source: _Incoming(source, expected) for source, expected in route.expected.items()}
         self.local: dict[Message, torch.Tensor] = {}
-        self.sends: list[Transfer] = []
-        for incoming in self.incoming:
+        self.sends: dict[
+            int, list[tuple[int, Transfer]]
+        ] = {}  # per target, with the position of the action that needs it
+        for incoming in self.incoming.values():
             self._post(incoming)
 
     def _post(self, incoming: _Incoming, wanted: Message | None = None) -> None:
@@ -155,32 +207,48 @@ class Messages:
 
     def send(self, message: Message, tensor: torch.Tensor) -> None:
         """Hand `tensor` to the rank of the message's stage; does not wait."""
-        target = self.schedule.placement[message.stage]
-        if target == self.wire.rank:
+        if message not in self.route.targets:
             self.local[message] = tensor
             return
-        # gloo says so only after wait(): there, what is sent lives until the end of the run
-        self.sends = [send for send in self.sends if not send.work.is_completed()]
-        self.sends.append(self.wire.send(tensor, target, self.tags[message]))
+        target, tag, needed_at = self.route.targets[message]
+        try:
+            transfer = self.wire.send(tensor, target, tag)
+        except PeerLost as lost:
+            raise lost.within(f"sending it the {message}") from lost.error
+        self.sends.setdefault(target, []).append((needed_at, transfer))
 
     def receive(self, message: Message) -> torch.Tensor:
-        """The tensor of `message`; waits for it."""
+        """The tensor of `message`; waits for it. Raises PeerLost when its sender is gone."""
         if message in self.local:
             return self.local.pop(message)
-        incoming = self.sources[message]
-        self._post(incoming, message)
-        tensor = incoming.posted.pop(message).wait()
-        self._post(incoming)
+        source, sent_at = self.route.sources[message]
+        incoming = self.incoming[source]
+        try:
+            self._post(incoming, message)
+            tensor = incoming.posted.pop(message).wait()
+            self._post(incoming)
+        except PeerLost as lost:
+            raise lost.within(f"waiting for the {message}") from lost.error
+        self._let_go(source, sent_at)
         return tensor
+
+    def _let_go(self, target: int, position: int) -> None:
+        """`target` has come to `position` of its actions: what we sent for actions up to there has arrived."""
+        sends = self.sends.get(target, [])
+        for needed_at, transfer in sends:
+            if needed_at <= position:
+                transfer.wait()  # does not wait: gloo wants to be asked, NCCL's stream has passed it
+        self.sends[target] = [(needed_at, transfer) for needed_at, transfer in sends if needed_at > position]
 
     def left(self) -> list[str]:
         """Messages received or awaited that nobody has asked for."""
-        waiting = [message for incoming in self.incoming for message in incoming.posted]
-        unposted = [message for incoming in self.incoming for message in incoming.expected[incoming.num_posted :]]
+        waiting = [message for incoming in self.incoming.values() for message in incoming.posted]
+        unposted = [m for incoming in self.incoming.values() for m in incoming.expected[incoming.num_posted :]]
         return [f"the {message}" for message in (*self.local, *waiting, *unposted)]
 
     def finish(self) -> None:
         """Wait until every send has arrived."""
-        for send in self.sends:
-            send.wait()
-        self.sends = []
+        for sends in self.sends.values():
+            for _, transfer in sends:
+                transfer.wait()
+        self.sends = {}

@@ -7,12 +7,15 @@ every rank then holds the same numbers, whatever the layout, and sums the norms 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..parallel.failures import PeerLost
 from ..parallel.group import World
 from .gradients import sum_of_squares
 
@@ -25,7 +28,7 @@ class Agreed(NamedTuple):
     seconds: float  # since the start, by rank 0's clock
     stop: bool  # some rank was asked to stop
     memory: list[int]  # peak bytes per rank
-    bubble: float  # mean share of the step that ranks waited
+    bubble: float  # mean share that ranks waited of the step, which lasts until all ranks have finished
 
     @property
     def finite(self) -> bool:
@@ -47,7 +50,8 @@ class Ranks:
         if self.world == 1:
             return [value]
         out: list[Any] = [None] * self.world
-        dist.all_gather_object(out, value)
+        with _together():
+            dist.all_gather_object(out, value)
         return out
 
     def total(self, value: float) -> float:
@@ -61,11 +65,14 @@ class Ranks:
         seconds: float,
         stop: bool,
         memory: int,
-        bubble: float,
+        busy: float,
+        span: float,
     ) -> Agreed:
-        """Exchange one step's numbers; `loss_sum` is None on ranks that do not hold the loss."""
+        """Exchange one step's numbers; `loss_sum` is None on ranks that do not hold the loss. `busy` and `span` are the
+        seconds in actions and of the whole schedule on this rank. Raises PeerLost when a rank is gone.
+        """
         tail = len(self.names)
-        vector = torch.zeros(tail + 4 + self.world, dtype=torch.float64)
+        vector = torch.zeros(tail + 4 + 2 * self.world, dtype=torch.float64)
         squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None}
         if squares:
             values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
@@ -73,19 +80,32 @@ class Ranks:
         vector[tail] = loss_sum or 0.0
         vector[tail + 1] = seconds if self.rank == 0 else 0.0
         vector[tail + 2] = float(stop)
-        vector[tail + 3] = bubble / self.world
+        vector[tail + 3] = busy
         vector[tail + 4 + self.rank] = float(memory)
+        vector[tail + 4 + self.world + self.rank] = span
         if self.world > 1:
             wire = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
-            dist.all_reduce(wire)
+            with _together():
+                dist.all_reduce(wire)
             vector = wire.cpu()
         numbers = vector.tolist()
         norm = math.sqrt(sum(numbers[:tail]))
+        memories, spans = numbers[tail + 4 : tail + 4 + self.world], numbers[tail + 4 + self.world :]
+        longest = max(spans)
         return Agreed(
             numbers[tail],
             norm,
             numbers[tail + 1],
             numbers[tail + 2] > 0,
-            [int(n) for n in numbers[tail + 4 :]],
-            numbers[tail + 3],
+            [int(n) for n in memories],
+            max(0.0, 1 - numbers[tail + 3] / (self.world * longest)) if longest else 0.0,
         )
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around a collective: all ranks take part, or none goes on."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost("another rank", "exchanging the numbers of a step", error) from error

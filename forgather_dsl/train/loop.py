@@ -36,13 +36,15 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
             lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
             tokens, targets, documents = tensors(batch)
             loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
+            timing = session.pipeline.timing
             agreed = session.ranks.agree(
                 {name: p.grad for name, p in session.parameters.items()},
                 loss,
                 session.elapsed(),
                 request.asked,
                 session.peak_memory(),
-                session.pipeline.timing.bubble,
+                timing.busy,
+                timing.span,
             )
             if agreed.finite:
                 clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)

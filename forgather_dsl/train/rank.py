@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import traceback
 
 from ..dsl import ConfigError
 from ..errors import UserError
-from ..parallel.launch import end_process
+from ..parallel.failures import speaks_first
+from ..parallel.launch import CRASHED, end_process
 from .directory import read_config
 from .prepare import prepare
 from .session import run_session
@@ -20,9 +21,13 @@ def main(arguments: list[str]) -> int:
         experiment = read_config(path, trust=True)  # written by the process that launched this one
         run_session(experiment, path, prepare(experiment), resume=resume, changes=changes)
     except (UserError, ConfigError) as error:
-        if os.environ["RANK"] == "0":  # what the ranks refuse they refuse together: one of them says why
+        if speaks_first():  # what the ranks refuse they refuse together: one of them says why
             print(f"error: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
+    except Exception:
+        if speaks_first():
+            traceback.print_exc()
+        return CRASHED
     return 0
 
 

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from ..parallel.failures import failed
+
 
 class StopRequest:
     """While entered, signals set `asked` instead of ending the process. Elsewhere than the main thread it does nothing."""
@@ -28,7 +30,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.asked:
+        if not self.asked and not failed():  # the launcher ends the others too when one rank has failed
             print(
                 "stopping: saving a checkpoint after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True
             )
