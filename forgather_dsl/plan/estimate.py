@@ -19,15 +19,11 @@ from . import hardware
 from .hardware import GIB, Device
 from .layout import Layout, balanced, lay_out
 from .memory import Held, StageCost, State, peak
-from .sizes import ModelSize, PartSize, model_size
+from .resident import overhead, resident
+from .sizes import model_size
 
 __all__ = ["Estimate", "RankMemory", "estimate", "require_fit"]
 
-CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU
-FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
-PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
-POSTED = 2  # receives under way from each neighbour (parallel/messages.py)
-STEP_COPY = 4  # bytes per number that AdamW updates on a GPU: torch's foreach form makes one fp32 temporary of all
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss", "overhead")
 
 
@@ -76,32 +72,14 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     ranks = []
     for rank in range(schedule.num_ranks):
         own = schedule.stages_of(rank)
-        weights, gradients, optimizer, step = _stored(size, ranges, own, state)
+        weights, gradients, optimizer, buffers, step = resident(experiment, size, ranges, own, state)
         at_peak = peak(schedule.actions[rank], stages)
         if step > at_peak.activations + at_peak.loss:  # the optimizer's step is the peak: activations are gone by then
             at_peak, optimizer = Held(0, 0), optimizer + step
-        neighbours = sum((stage > 0) + (stage < len(ranges) - 1) for stage in own)
-        message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
-        buffers = POSTED * neighbours * message
         used = weights + gradients + optimizer + at_peak.activations + at_peak.loss + buffers
-        overhead = CONTEXT + int(FRAGMENTATION * used) if on_gpu else PROCESS
-        kinds = (weights, gradients, optimizer, at_peak.activations, buffers, at_peak.loss, overhead)
+        kinds = (weights, gradients, optimizer, at_peak.activations, buffers, at_peak.loss, overhead(used, on_gpu))
         ranks.append(RankMemory(rank, tuple((stage, ranges[stage]) for stage in own), *kinds))
     return Estimate(size.parameters, tuple(ranks), (*size.left_out, *state.left_out))
-
-
-def _stored(size: ModelSize, ranges: Sequence[range], own: Sequence[int], state: State) -> tuple[int, int, int, int]:
-    """Bytes of weights, gradients, optimizer state, and the temporary of its step, for the stages a rank holds."""
-    parts: list[tuple[PartSize, bool]] = []  # and whether it is in a layer, where Muon takes the matrices
-    parts += [(size.layers[index], True) for stage in own for index in ranges[stage]]
-    last = len(ranges) - 1 in own
-    parts += [(size.embedding, False)] * (0 in own) + [(size.final_norm, False)] * last
-    if last and not (size.tied and 0 in own):
-        parts.append((size.head, False))
-    weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
-    if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
-        optimizer -= state.bytes_of(size.head, False)[2]
-    return weights, gradients, optimizer, STEP_COPY * sum(state.updated_at_once(*part) for part in parts)
 
 
 def require_fit(experiment: Experiment) -> None:

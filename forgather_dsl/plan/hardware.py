@@ -1,7 +1,9 @@
-"""What there is to run on: cards by name ("4x24GB"), or the GPUs and the memory of this machine, found without torch.
+"""What there is to run on: cards as they are written down ("4x24GB,link=12GB/s"), or the GPUs and the memory of this
+machine, found without torch.
 
 In: an experiment's `hardware`. Out: `Hardware`. GPUs are asked for through NVML (`pynvml` when it is installed, else the
-program nvidia-smi), and only when the answer matters. Vendors write GB on a card that holds GiB, so "24GB" is 24 * 2**30.
+program nvidia-smi), and only when the answer matters. Vendors write GB on a card that holds GiB, so "24GB" is 24 * 2**30;
+rates are in powers of ten.
 """
 
 from __future__ import annotations
@@ -10,62 +12,150 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from ..dsl import ConfigError
+from . import cards
 
-__all__ = ["GIB", "Device", "Hardware", "gpus", "host_memory", "parse"]
+__all__ = ["GIB", "Device", "Hardware", "Speed", "for_ranks", "gpus", "host_memory", "parse", "speed"]
 
 GIB = 2**30
 MOST_CARDS = 1024  # a larger number is a typing error
+LINK = 12e9  # bytes per second between two cards, each way, when not said: PCIe 4.0 x16 through the host
+LATENCY = 30e-6  # seconds, when not said
+CORE_FLOPS = 100e9  # of a processor's core, fp32: two AVX2 multiply-adds a cycle at 3 GHz
+HOST_BANDWIDTH = 30e9  # bytes per second that all cores share
+HOST_LINK, HOST_LATENCY = 1e9, 200e-6  # between two processes, over gloo
 _UNITS = {"": 2**30, "g": 2**30, "gb": 2**30, "gib": 2**30, "m": 2**20, "mb": 2**20, "mib": 2**20}
 _CARDS = re.compile(r"(?:(\d+)\s*[x*]\s*)?(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_MODELS = re.compile(r"(?:(\d+)\s*[x*]\s*)?(\w[\w -]*)", re.IGNORECASE)
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-z/]*)", re.IGNORECASE)
+_RATES = {"kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9, "tb/s": 1e12}
+_OPTIONS = {  # what may follow the cards, its units, an example
+    "link": (_RATES, "12GB/s"),
+    "latency": ({"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}, "30us"),
+    "tflops": ({"": 1e12}, "165"),
+    "bandwidth": (_RATES, "1.0TB/s"),
+}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A card. `kind` is "gpu" for one that is in this machine, "named" for one that was only written down."""
+    """A card: `kind` is "gpu" for one that is in this machine, "named" for one that was only written down. Or "host", the
+    share that one rank has of a machine without cards."""
 
     name: str
     memory_bytes: int
-    kind: Literal["gpu", "named"]
+    kind: Literal["gpu", "named", "host"]
+    flops: float | None = None  # per second, of matrix products, where it was said; None: by its name or memory
+    bandwidth: float | None = None  # bytes per second, likewise
+    shared_by: int = 1  # ranks on this card; memory is one rank's share of it, speeds are the card's
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Cards in the order of the ranks that use them, and the memory of the host that they share."""
+    """Cards in the order of the ranks that use them, the memory of the host that they share, and what is between them."""
 
     devices: tuple[Device, ...]
     host_memory_bytes: int
+    link: float | None = None  # bytes per second from one rank to the next, each way; None: not said
+    latency: float | None = None  # seconds
+
+
+def for_ranks(found: Hardware, ranks: int) -> Hardware:
+    """With one device for each rank. Cards that are too few are shared in turn, memory and speed alike; without cards the
+    ranks share the host.
+    """
+    devices = found.devices
+    if not devices:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        share = Device(
+            "this host", found.host_memory_bytes // ranks, "host", CORE_FLOPS * cores / ranks, HOST_BANDWIDTH / ranks
+        )
+        return replace(found, devices=(share,) * ranks)
+    sharing = [len(range(card, ranks, len(devices))) for card in range(len(devices))]
+    shares = [
+        replace(device, memory_bytes=device.memory_bytes // max(n, 1), shared_by=max(n, 1))
+        for device, n in zip(devices, sharing)
+    ]
+    return replace(found, devices=tuple(shares[rank % len(devices)] for rank in range(ranks)))
+
+
+class Speed(NamedTuple):
+    """What a device can do, and by which card that is known."""
+
+    flops: float  # per second, matrix products
+    bandwidth: float  # bytes per second
+    card: str | None  # None where both were said, or for a host
+
+
+def speed(device: Device, bf16: bool) -> Speed:
+    """One rank's share of a device, in the number format of its matrix products: as said, else of the card it is, or most
+    likely is.
+    """
+    ranks = device.shared_by
+    if device.flops and device.bandwidth:
+        return Speed(device.flops / ranks, device.bandwidth / ranks, None)
+    card = cards.by_name(device.name) or cards.by_memory(device.memory_bytes * ranks / GIB)
+    flops = device.flops or (card.bf16_tflops if bf16 else card.fp32_tflops) * 1e12
+    return Speed(flops / ranks, (device.bandwidth or card.bandwidth_gbs * 1e9) / ranks, card.name)
 
 
 def parse(text: str) -> Hardware:
-    """`"4x24GB"`, `"24GB+12GB"`, `"2x24GB+12GB"`, or `"auto"`: the GPUs of this machine, none perhaps.
+    """Cards joined by `+`, by memory (`24GB`) or model (`RTX4090`), with their number (`4x24GB`); or `auto`: the GPUs of
+    this machine, none perhaps. After commas: `link=12GB/s`, `latency=30us`, `tflops=165` and `bandwidth=1.0TB/s` per card.
 
     Raises:
         ConfigError: the text is none of these.
     """
-    if text.strip().lower() == "auto":
-        return Hardware(gpus(), host_memory())
-    devices: list[Device] = []
-    for part in text.split("+"):
-        devices += _named(part.strip(), text)
-    return Hardware(tuple(devices), host_memory())
+    first, *rest = text.split(",")
+    said = dict(_option(part.strip(), text) for part in rest)
+    if first.strip().lower() == "auto":
+        devices = list(gpus())
+    else:
+        devices = [device for part in first.split("+") for device in _named(part.strip(), text)]
+    speeds = {"flops": said.get("tflops"), "bandwidth": said.get("bandwidth")}
+    if any(speeds.values()):
+        devices = [replace(device, **speeds) for device in devices]
+    return Hardware(tuple(devices), host_memory(), said.get("link"), said.get("latency"))
+
+
+def _option(part: str, text: str) -> tuple[str, float]:
+    name, _, value = (piece.strip().lower() for piece in part.partition("="))
+    if name not in _OPTIONS:
+        known = ", ".join(f"{option}={example}" for option, (_, example) in _OPTIONS.items())
+        raise ConfigError(
+            f"hardware = {text!r}: {part!r} is not an option; write one of {known}, or + before another card"
+        )
+    units, example = _OPTIONS[name]
+    match = _NUMBER.fullmatch(value)
+    if match is None or match[2] not in units or float(match[1]) <= 0:
+        raise ConfigError(f"hardware = {text!r}: {part!r} is not understood; write {name}={example}")
+    return name, float(match[1]) * units[match[2]]
 
 
 def _named(part: str, text: str) -> list[Device]:
     match = _CARDS.fullmatch(part)
     unit = _UNITS.get(match[3].lower()) if match else None
-    if match is None or unit is None:
-        raise ConfigError(
-            f"hardware = {text!r}: {part!r} is not a card; write 4x24GB for four cards of 24 GB, "
-            "24GB+12GB for two different ones, or auto for what is in this machine"
-        )
+    if match is None or unit is None or (not match[3] and cards.by_name(match[2])):  # 4x4090
+        return _of_model(part, text)
     count, memory = int(match[1] or 1), round(float(match[2]) * unit)
     if not 1 <= count <= MOST_CARDS or memory < 1:
         raise ConfigError(f"hardware = {text!r}: {part!r} is {count} cards of {memory} bytes; write 1x24GB or more")
     return [Device(f"{match[2]}{match[3].upper() or 'GB'} card", memory, "named")] * count
+
+
+def _of_model(part: str, text: str) -> list[Device]:
+    match = _MODELS.fullmatch(part)
+    card = cards.by_name(match[2]) if match else None
+    if match is None or card is None or not 1 <= int(match[1] or 1) <= MOST_CARDS:
+        names = ", ".join(card.name.replace(" ", "") for card in cards.CARDS)
+        raise ConfigError(
+            f"hardware = {text!r}: {part!r} is not a card; write 4x24GB for four cards of 24 GB, "
+            f"24GB+12GB for two different ones, auto for what is in this machine, or a model, as in 4xRTX4090, of {names}"
+        )
+    return [Device(card.name, int(card.memory_gib * GIB), "named")] * int(match[1] or 1)
 
 
 def host_memory() -> int:

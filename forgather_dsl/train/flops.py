@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-# Dense bfloat16 products with 32-bit accumulation, FLOP/s, from the vendor's data sheets. The first name that is part of
-# the device's name counts.
-PEAKS = (
-    ("RTX 5090", 209.5e12),
-    ("RTX 4090", 165.2e12),
-    ("RTX 3090", 71.0e12),
-    ("RTX A6000", 154.8e12),
-    ("H200", 989.4e12),
-    ("H100", 989.4e12),
-    ("A100", 312.0e12),
-    ("L40S", 362.0e12),
-)
+from ..plan import cards
 
 
 def peak(device_name: str) -> float | None:
-    """FLOP/s of one device, or None when it is not in the table."""
-    return next((flops for name, flops in PEAKS if name in device_name), None)
+    """FLOP/s of one device in bfloat16, or None when the card is not in the table."""
+    card = cards.by_name(device_name)
+    return None if card is None else card.bf16_tflops * 1e12
 
 
 def per_token(num_parameters: int, model: Any, seq_len: int) -> float:

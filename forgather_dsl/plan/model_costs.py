@@ -1,0 +1,156 @@
+"""What each stage of an experiment costs: seconds from arithmetic and memory traffic, or as measured; bytes; room per rank.
+
+In: an experiment, which rank holds which stage, the layers of each stage, its hardware, perhaps a profile. Out: `Costs`.
+Time is floating point operations over what the card sustains, plus bytes of everything that only moves memory over the
+bandwidth it sustains. A matrix product costs the same forward, for I and for W; attention twice as much in I, nothing in W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..specs import Experiment, FullRecompute
+from . import hardware as machines
+from .costs import Costs
+from .hardware import Hardware, Speed
+from .memory import StageCost, State
+from .profile import Profile
+from .resident import capacity, resident
+from .sizes import ModelSize, PartSize, model_size
+
+__all__ = ["BANDWIDTH_SUSTAINED", "FLOPS_SUSTAINED", "Seconds", "model_costs"]
+
+FLOPS_SUSTAINED = (
+    0.7  # of a card's peak, by matrix products of these sizes; LLMQ reaches 0.71 on RTX 4090s (arXiv 2512.15306)
+)
+BANDWIDTH_SUSTAINED = 0.8  # of a card's peak, by operations that only move memory
+UNKNOWN_LAYER = 1.0  # seconds of F, I and W of a layer of which nothing is known: times are then relative
+
+
+class Seconds(NamedTuple):
+    """Of one microbatch."""
+
+    forward: float = 0.0
+    input_grad: float = 0.0
+    weight_grad: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:  # type: ignore[override]  # seconds add up, tuples would join
+        return Seconds(*(a + b for a, b in zip(self, other)))
+
+
+def model_costs(
+    experiment: Experiment,
+    placement: Sequence[int],
+    layers: Sequence[range],
+    profile: Mapping[str, Any] | None = None,
+    hardware: Hardware | None = None,
+) -> Costs:
+    """Costs of one microbatch per stage; stage s is on rank placement[s] and has the layers layers[s].
+
+    `hardware` replaces the experiment's own. `profile` (measured seconds, see `profile.Profile`) replaces modelled times.
+
+    Raises:
+        ConfigError: `hardware` is not understood, or the profile is of something else.
+    """
+    ranks = max(placement) + 1
+    found = machines.for_ranks(hardware or machines.parse(experiment.hardware), ranks)
+    on_gpu = found.devices[0].kind != "host"
+    state, size = State(experiment, on_gpu), model_size(experiment.model, experiment.seq_len)
+    measured = None if profile is None else Profile.of(profile, experiment)
+    speeds = [machines.speed(device, bf16=state.number_bytes == 2) for device in found.devices]
+    seconds = [
+        _stage_seconds(experiment, size, layers, stage, state, speeds[placement[stage]], measured)
+        for stage in range(len(layers))
+    ]
+    held = [StageCost.of(experiment, size, layers, stage, state.number_bytes) for stage in range(len(layers))]
+    rooms = []
+    for rank, device in enumerate(found.devices):
+        own = [stage for stage, owner in enumerate(placement) if owner == rank]
+        rooms.append(capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu))
+    message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
+    latency, rate = link(found, measured)
+    return Costs(
+        forward=tuple(s.forward for s in seconds),
+        input_grad=tuple(s.input_grad for s in seconds),
+        weight_grad=tuple(s.weight_grad for s in seconds),
+        kept=tuple(float(sum(cost.kept)) for cost in held),
+        owed=tuple(float(sum(cost.owed)) for cost in held),
+        working=tuple(float(sum(cost.working)) for cost in held),
+        capacity=tuple(map(float, rooms)),
+        latency=latency if ranks > 1 else 0.0,
+        transfer=message / rate if ranks > 1 else 0.0,
+    )
+
+
+def link(found: Hardware, measured: Profile | None = None) -> tuple[float, float]:
+    """Seconds of latency and bytes per second between two ranks: as said, else as measured, else assumed."""
+    on_host = bool(found.devices) and found.devices[0].kind == "host"
+    latency, rate = (machines.HOST_LATENCY, machines.HOST_LINK) if on_host else (machines.LATENCY, machines.LINK)
+    if measured is not None and measured.link is not None:
+        latency, rate = measured.link
+    return found.latency or latency, found.link or rate
+
+
+def _stage_seconds(
+    experiment: Experiment,
+    size: ModelSize,
+    layers: Sequence[range],
+    stage: int,
+    state: State,
+    speed: Speed,
+    measured: Profile | None,
+) -> Seconds:
+    first, last = stage == 0, stage == len(layers) - 1
+    if measured is not None:
+        parts = [Seconds(*measured.layers[index]) for index in layers[stage]]
+        parts += [Seconds(*measured.embedding)] * first + [Seconds(*measured.head)] * last
+        return sum(parts, Seconds())
+    tokens = experiment.microbatch_size * experiment.seq_len
+    again = isinstance(experiment.recompute, FullRecompute)
+    parts = [_layer_seconds(size.layers[index], tokens, state, speed, again) for index in layers[stage]]
+    if first:
+        parts.append(_moved(W=10 * tokens * size.dim, speed=speed))  # adds rows: reads bf16 and fp32, writes fp32
+    if last:
+        parts.append(_head_seconds(size, tokens, state, speed))
+    return sum(parts, Seconds())
+
+
+def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, again: bool) -> Seconds:
+    """What F keeps was written once and read once. I reads it, and writes and reads gradients. `again`: I includes an F."""
+    if not layer.parameters:
+        return Seconds(UNKNOWN_LAYER, UNKNOWN_LAYER * (1 + again), UNKNOWN_LAYER)
+    products, attention = 2 * layer.matrices * tokens, (layer.flops - 2 * layer.matrices) * tokens
+    kept = tokens * (state.number_bytes * layer.kept + 4 * layer.kept_fp32)
+    gradients = tokens * state.number_bytes * layer.transient
+    forward = _computed(F=products + attention, speed=speed) + _moved(F=2 * kept, speed=speed)
+    backward = _computed(I=products + 2 * attention, W=products, speed=speed)
+    backward += _moved(I=kept + 2 * gradients, W=_accumulated(layer, state), speed=speed)
+    return forward + backward + Seconds(input_grad=forward.forward if again else 0.0)
+
+
+def _head_seconds(size: ModelSize, tokens: int, state: State, speed: Speed) -> Seconds:
+    """The product, and the loss over the vocabulary: logits in fp32 and their log-softmax, then its gradient."""
+    products = size.head.flops * tokens
+    logits = tokens * size.vocab_size
+    forward, backward = (2 * state.number_bytes + 12) * logits, (12 + state.number_bytes) * logits
+    return _computed(F=products, I=products, W=products, speed=speed) + _moved(
+        F=forward, I=backward, W=_accumulated(size.head, state), speed=speed
+    )
+
+
+def _accumulated(part: PartSize, state: State) -> int:
+    """Bytes that W moves to add a weight gradient: where gradients have another format than activations, the product is
+    written in bf16, read again, and added in a pass of its own; else the product adds it at no extra cost.
+    """
+    return 12 * part.matrices if state.number_bytes == 2 and state.bytes_of(part, True)[1] > 2 * part.parameters else 0
+
+
+def _computed(F: float = 0.0, I: float = 0.0, W: float = 0.0, *, speed: Speed) -> Seconds:  # noqa: E741  the letters of actions
+    rate = speed.flops * FLOPS_SUSTAINED
+    return Seconds(F / rate, I / rate, W / rate)
+
+
+def _moved(F: float = 0.0, I: float = 0.0, W: float = 0.0, *, speed: Speed) -> Seconds:  # noqa: E741  the letters of actions
+    rate = speed.bandwidth * BANDWIDTH_SUSTAINED
+    return Seconds(F / rate, I / rate, W / rate)

@@ -1,0 +1,63 @@
+"""What a rank holds all the time: weights, gradients, optimizer state, message buffers, and what a process takes.
+
+In: an experiment, where its stages are, and a rank. Out: bytes, and what is left of a card for microbatches (`capacity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..specs import Experiment
+from .hardware import GIB
+from .memory import State
+from .sizes import ModelSize, PartSize
+
+__all__ = ["Resident", "capacity", "overhead", "resident"]
+
+CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU
+FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
+PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
+POSTED = 2  # receives under way from each neighbour (parallel/messages.py)
+STEP_COPY = 4  # bytes per number that AdamW updates on a GPU: torch's foreach form makes one fp32 temporary of all
+
+
+class Resident(NamedTuple):
+    """Bytes that one rank holds; `step` is a temporary of the optimizer, when no microbatch is alive."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    step: int
+
+
+def resident(
+    experiment: Experiment, size: ModelSize, ranges: Sequence[range], own: Sequence[int], state: State
+) -> Resident:
+    """Of the rank that holds the stages `own`, of stages with these ranges of layers."""
+    parts: list[tuple[PartSize, bool]] = []  # and whether it is in a layer, where Muon takes the matrices
+    parts += [(size.layers[index], True) for stage in own for index in ranges[stage]]
+    last = len(ranges) - 1 in own
+    parts += [(size.embedding, False)] * (0 in own) + [(size.final_norm, False)] * last
+    if last and not (size.tied and 0 in own):
+        parts.append((size.head, False))
+    weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
+    if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
+        optimizer -= state.bytes_of(size.head, False)[2]
+    beside = [other for stage in own for other in (stage - 1, stage + 1)]
+    neighbours = sum(0 <= stage < len(ranges) and stage not in own for stage in beside)
+    message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
+    step = STEP_COPY * sum(state.updated_at_once(*part) for part in parts)
+    return Resident(weights, gradients, optimizer, POSTED * neighbours * message, step)
+
+
+def overhead(used: int, on_gpu: bool) -> int:
+    """Bytes that a rank takes beside the `used` ones it asks for."""
+    return CONTEXT + int(FRAGMENTATION * used) if on_gpu else PROCESS
+
+
+def capacity(memory_bytes: int, held: Resident, on_gpu: bool) -> int:
+    """Bytes of a card that are left for microbatches; negative where there is too little for the weights alone."""
+    usable = int((memory_bytes - CONTEXT) / (1 + FRAGMENTATION)) if on_gpu else memory_bytes - PROCESS
+    return usable - held.weights - held.gradients - held.optimizer - held.buffers
