@@ -8,11 +8,11 @@ can be exchanged with it as CSV, one row per rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["Action", "Kind", "Schedule", "from_csv", "from_rows", "to_csv"]
+__all__ = ["Action", "Kind", "Schedule", "from_csv", "from_rows", "inputs", "to_csv"]
 
 Kind = Literal["F", "B", "I", "W"]
 
@@ -46,6 +46,18 @@ class Schedule:
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """The stages that `rank` holds, in order."""
         return tuple(stage for stage, owner in enumerate(self.placement) if owner == rank)
+
+
+def inputs(action: Action, num_stages: int) -> Iterator[tuple[int, str]]:
+    """(stage, "F" | "I" | "W") results of the same microbatch that `action` needs; a B gives what I and W give."""
+    if action.kind == "F" and action.stage > 0:
+        yield action.stage - 1, "F"
+    if action.kind in "BI":
+        yield action.stage, "F"
+        if action.stage < num_stages - 1:
+            yield action.stage + 1, "I"
+    if action.kind == "W":
+        yield action.stage, "I"
 
 
 def from_rows(name: str, rows: Sequence[Sequence[Action]]) -> Schedule:

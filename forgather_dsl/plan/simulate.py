@@ -1,4 +1,4 @@
-"""Runs a schedule on paper: who is busy when, what the bubble is, what each rank holds, is it valid.
+"""Runs a schedule on paper: who is busy when, what the bubble is, what each rank holds.
 
 In: a `Schedule` and `Costs`, or plain durations (any unit). Out: `Simulation`, a text picture, or ValueError naming the
 action. Ranks run their actions in order; an action starts when its rank is free and its input has arrived; sends are
@@ -15,7 +15,7 @@ from forgather_dsl.plan.actions import Action, Schedule
 from forgather_dsl.plan.costs import Costs
 from forgather_dsl.plan.timing import Timing
 
-__all__ = ["Interval", "Simulation", "check", "draw", "simulate"]
+__all__ = ["Interval", "Simulation", "draw", "durations", "simulate"]
 
 
 class Interval(NamedTuple):
@@ -140,53 +140,6 @@ def simulate(
         within=tuple(most <= can * (1 + 1e-9) for most, can in zip(held, costs.capacity)),
         timeline=timeline,
     )
-
-
-def check(schedule: Schedule) -> None:
-    """Raise ValueError, naming the action, unless the schedule is complete, ordered and free of deadlock.
-
-    Complete: every stage runs F and either B or I and W once per microbatch, on its own rank. Ordered: the F, the I or
-    B, and the W or B of a stage each come in microbatch order, since a sum of gradients has to be taken in one
-    order whatever the schedule. Free of deadlock: with sends that never block, every action gets its turn.
-    """
-    counts: dict[Action, int] = {}
-    newest: dict[tuple[int, str], int] = {}
-    for rank, row in enumerate(schedule.actions):
-        for action in row:
-            if not (0 <= action.stage < schedule.num_stages and 0 <= action.microbatch < schedule.num_microbatches):
-                raise ValueError(
-                    f"{action} is outside {schedule.num_stages} stages x {schedule.num_microbatches} microbatches"
-                )
-            if schedule.placement[action.stage] != rank:
-                raise ValueError(f"{action} is on rank {rank}, its stage on rank {schedule.placement[action.stage]}")
-            counts[action] = counts.get(action, 0) + 1
-            for sequence in {
-                "F": ("forward",),
-                "I": ("input gradient",),
-                "W": ("weight gradient",),
-                "B": ("input gradient", "weight gradient"),
-            }[action.kind]:
-                if newest.setdefault((action.stage, sequence), -1) > action.microbatch:
-                    raise ValueError(
-                        f"{action} comes after the {sequence} of microbatch "
-                        f"{newest[action.stage, sequence]}: microbatches must stay in order"
-                    )
-                newest[action.stage, sequence] = action.microbatch
-    _check_complete(schedule, counts)
-    simulate(schedule)
-
-
-def _check_complete(schedule: Schedule, counts: dict[Action, int]) -> None:
-    for stage in range(schedule.num_stages):
-        for microbatch in range(schedule.num_microbatches):
-            f, b, i, w = (counts.get(Action(stage, kind, microbatch), 0) for kind in ("F", "B", "I", "W"))
-            if f != 1:
-                raise ValueError(f"{Action(stage, 'F', microbatch)} occurs {f} times, not once")
-            if (b, i, w) not in ((1, 0, 0), (0, 1, 1)):
-                raise ValueError(
-                    f"{Action(stage, 'B', microbatch)} occurs {b} times, its I {i} and its W {w} times: "
-                    f"it takes one B, or one I and one W"
-                )
 
 
 def draw(

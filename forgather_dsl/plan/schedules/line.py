@@ -1,48 +1,30 @@
-"""Pipeline schedules: one function each, from stages and microbatches to the actions of every rank.
+"""Schedules with one stage on each rank, and forwards alone under any placement.
 
-In: `ranks` (one stage each) and `microbatches`. Out: a `Schedule`: `check`, `simulate` and `draw` work on it, the
-interpreter in parallel/ runs it. `zero_bubble` searches its order; the others are drawn from their papers.
-`python -m forgather_dsl.plan.schedules [RANKS MICROBATCHES]` prints them all.
+In: ranks and microbatches. Out: a `Schedule`. GPipe: Huang et al., arXiv 1811.06965. 1F1B: Narayanan et al.,
+arXiv 2006.09503. Zero bubble: Qi et al., arXiv 2401.10241.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from forgather_dsl.plan import search
-from forgather_dsl.plan.actions import Action, Schedule, from_csv, from_rows, to_csv
-from forgather_dsl.plan.simulate import Interval, Simulation, check, draw, durations, simulate
+from forgather_dsl.plan.actions import Action, Schedule, from_rows
+from forgather_dsl.plan.schedules.row import positive
+from forgather_dsl.plan.simulate import durations
 
-__all__ = [
-    "Action",
-    "Interval",
-    "Schedule",
-    "Simulation",
-    "accumulate",
-    "check",
-    "draw",
-    "forwards",
-    "from_csv",
-    "from_rows",
-    "gpipe",
-    "one_f_one_b",
-    "simulate",
-    "to_csv",
-    "zero_bubble",
-    "zero_bubble_h1",
-]
+__all__ = ["accumulate", "forwards", "gpipe", "one_f_one_b", "zero_bubble", "zero_bubble_h1"]
 
 
 def accumulate(microbatches: int) -> Schedule:
     """One stage, gradient accumulation: `F0 B0 F1 B1 ...`, the memory of one microbatch."""
-    _positive(1, microbatches)
+    positive(1, microbatches)
     return from_rows("Accumulate", [[Action(0, kind, k) for k in range(microbatches) for kind in ("F", "B")]])
 
 
 def gpipe(ranks: int, microbatches: int) -> Schedule:
-    """All forwards, then all backwards; every microbatch alive at the turn. Huang et al., arXiv 1811.06965."""
-    _positive(ranks, microbatches)
+    """All forwards, then all backwards; every microbatch alive at the turn."""
+    positive(ranks, microbatches)
     return from_rows(
         "GPipe",
         [[Action(stage, kind, k) for kind in ("F", "B") for k in range(microbatches)] for stage in range(ranks)],
@@ -50,9 +32,8 @@ def gpipe(ranks: int, microbatches: int) -> Schedule:
 
 
 def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
-    """Warm up, then one forward and one backward in turn: at most `ranks` microbatches alive. PipeDream-flush,
-    Narayanan et al., arXiv 2006.09503."""
-    _positive(ranks, microbatches)
+    """Warm up, then one forward and one backward in turn: at most `ranks` microbatches alive."""
+    positive(ranks, microbatches)
     rows = []
     for stage in range(ranks):
         warm_up = min(ranks - 1 - stage, microbatches)
@@ -67,8 +48,8 @@ def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
 
 def zero_bubble_h1(ranks: int, microbatches: int) -> Schedule:
     """1F1B with the backward split: I keeps 1F1B's place, and W of rank r lags r microbatches behind to fill what would
-    be bubble. Same memory as 1F1B, a third of its bubble when F = I = W. Qi et al., arXiv 2401.10241, ZB-H1."""
-    _positive(ranks, microbatches)
+    be bubble. Same memory as 1F1B, a third of its bubble when F = I = W."""
+    positive(ranks, microbatches)
     rows = []
     for stage in range(ranks):
         warm_up, lag = min(ranks - 1 - stage, microbatches), min(stage, microbatches)
@@ -98,7 +79,7 @@ def zero_bubble(
     No rank ever holds more than `memory_cap` microbatches between F and W; the default is what 1F1B holds at most
     (`ranks`). More memory shortens the step, down to (ranks - 1) * (forward + communication) of bubble.
     """
-    _positive(ranks, microbatches)
+    positive(ranks, microbatches)
     cap = ranks if memory_cap is None else memory_cap
     if cap < 1:
         raise ValueError(f"memory_cap is {cap}: a rank has to hold at least 1 microbatch")
@@ -115,25 +96,3 @@ def forwards(placement: Sequence[int], microbatches: int) -> Schedule:
     for _, negative_stage, k in wave:
         rows[placement[-negative_stage]].append(Action(-negative_stage, "F", k))
     return from_rows("Forwards", rows)
-
-
-def _positive(ranks: int, microbatches: int) -> None:
-    if ranks < 1 or microbatches < 1:
-        raise ValueError(f"a schedule takes at least 1 rank and 1 microbatch, not {ranks} and {microbatches}")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Print every schedule for the given sizes (default 4 ranks, 8 microbatches)."""
-    ranks, microbatches = map(int, arguments) if arguments else (4, 8)
-    for schedule in (
-        accumulate(microbatches),
-        gpipe(ranks, microbatches),
-        one_f_one_b(ranks, microbatches),
-        zero_bubble_h1(ranks, microbatches),
-        zero_bubble(ranks, microbatches),
-    ):
-        print(f"{schedule.name}\n{draw(schedule)}\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
