@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import AdamW, BF16Mixed, Experiment, FullRecompute, Muon
+from ..specs import BF16, AdamW, BF16Mixed, Experiment, FullRecompute, Muon
 from .actions import Action
 from .sizes import ModelSize, PartSize
 
 __all__ = ["Held", "StageCost", "State", "peak"]
+
+STEP_COPY = 4  # bytes per number that AdamW updates on a GPU: torch's foreach form makes one fp32 temporary of all
+MASTER_COPY = 12  # bytes per number of one parameter: its master, its gradient and a temporary of AdamW's, fp32 each
 
 
 class State:
@@ -21,8 +24,9 @@ class State:
 
     def __init__(self, experiment: Experiment, on_gpu: bool) -> None:
         mixed = on_gpu and isinstance(experiment.precision, BF16Mixed)
+        self.narrow = isinstance(experiment.precision, BF16)  # weights and gradients too, over exact fp32 masters
         self.on_gpu = on_gpu
-        self.number_bytes = 2 if mixed else 4  # of an activation
+        self.number_bytes = 2 if mixed or self.narrow else 4  # of an activation
         self.left_out: tuple[str, ...] = ()
         target = type(experiment.optimizer).__target__
         self.matrix_state = 8  # two fp32 moments
@@ -33,20 +37,26 @@ class State:
             self.left_out = (f"{name} (counted as two fp32 numbers per parameter, as AdamW)",)
 
     def bytes_of(self, part: PartSize, in_layer: bool) -> tuple[int, int, int]:
-        """Weights, gradients, optimizer state. Under mixed precision linear layers keep a bf16 copy during a step."""
+        """Weights, gradients, optimizer state. Under mixed precision linear layers keep a bf16 copy during a step; bf16
+        weights have the lower halves of their masters beside the optimizer's state.
+        """
+        moments = (self.matrix_state if in_layer else 8) * part.matrices + 8 * part.vectors
+        if self.narrow:
+            return 2 * part.parameters, 2 * part.parameters, moments + 2 * part.parameters
         copies = 2 * part.matrices if self.number_bytes == 2 and part.flops else 0
-        matrix_state = self.matrix_state if in_layer else 8
-        return (
-            4 * part.parameters + copies,
-            4 * part.parameters,
-            matrix_state * part.matrices + 8 * part.vectors,
-        )
+        return 4 * part.parameters + copies, 4 * part.parameters, moments
 
-    def updated_at_once(self, part: PartSize, in_layer: bool) -> int:
-        """Numbers that torch updates all at once: on a GPU, whatever AdamW takes."""
+    def temporary(self, parts: Sequence[tuple[PartSize, bool]]) -> int:
+        """Bytes that the optimizer takes for a moment, of parts (and whether they are in a layer): under exact masters a
+        few fp32 copies of one parameter at a time, else on a GPU one of whatever AdamW takes.
+        """
+        if self.narrow:
+            return MASTER_COPY * max((part.matrices // (4 if in_layer else 1) for part, in_layer in parts), default=0)
         if not self.on_gpu:
             return 0
-        return part.parameters if self.matrix_state == 8 or not in_layer else part.vectors
+        return STEP_COPY * sum(
+            part.parameters if self.matrix_state == 8 or not in_layer else part.vectors for part, in_layer in parts
+        )
 
 
 class Held(NamedTuple):

@@ -19,7 +19,6 @@ CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one 
 FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
 PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
 POSTED = 2  # receives under way from each neighbour (parallel/messages.py)
-STEP_COPY = 4  # bytes per number that AdamW updates on a GPU: torch's foreach form makes one fp32 temporary of all
 
 
 class Resident(NamedTuple):
@@ -48,8 +47,7 @@ def resident(
     beside = [other for stage in own for other in (stage - 1, stage + 1)]
     neighbours = sum(0 <= stage < len(ranges) and stage not in own for stage in beside)
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
-    step = STEP_COPY * sum(state.updated_at_once(*part) for part in parts)
-    return Resident(weights, gradients, optimizer, POSTED * neighbours * message, step)
+    return Resident(weights, gradients, optimizer, POSTED * neighbours * message, state.temporary(parts))
 
 
 def overhead(used: int, on_gpu: bool) -> int:

@@ -24,11 +24,14 @@ def join(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def split(master: Tensor, upper: Tensor, lower: Tensor) -> None:
-    """Write fp32 `master` into bfloat16 `upper`, rounded to nearest (ties away from zero), and int16 `lower`."""
+    """Write fp32 `master` into bfloat16 `upper`, rounded to nearest (ties away from zero), and int16 `lower`.
+
+    `master` is used up: its memory serves for what is between.
+    """
     bits = master.view(torch.int32)
     high = (bits + 0x8000).bitwise_right_shift_(16)
     upper.view(torch.int16).copy_(high)
-    lower.copy_(bits - high.bitwise_left_shift_(16))
+    lower.copy_(bits.sub_(high.bitwise_left_shift_(16)))
 
 
 class _Entry(NamedTuple):
@@ -77,8 +80,8 @@ class ExactMaster:
             entry.shadow.data = join(entry.parameter, entry.lower)
             entry.shadow.grad = entry.parameter.grad.float()
             self.inner.step()  # the others have no gradient now, and are passed over
-            split(entry.shadow.data, entry.parameter, entry.lower)
             entry.shadow.grad = None
+            split(entry.shadow.data, entry.parameter, entry.lower)
             entry.shadow.data = entry.empty
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
@@ -90,7 +93,7 @@ class ExactMaster:
     def set_master(self, name: str, master: Tensor) -> None:
         """Take an fp32 master as it is."""
         entry = self._entries[name]
-        split(master.to(entry.parameter.device, torch.float32).contiguous(), entry.parameter, entry.lower)
+        split(master.to(entry.parameter.device, torch.float32, copy=True), entry.parameter, entry.lower)
 
 
 def _entry(parameter: Tensor) -> _Entry:
