@@ -6,6 +6,11 @@ import os
 
 import pytest
 
+from forgather_dsl.parallel.launch import ENVIRONMENT
+
+for name, value in ENVIRONMENT.items():  # before torch is imported: this process has to compute as the ranks do
+    os.environ.setdefault(name, value)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet_and_alone(tmp_path_factory: pytest.TempPathFactory):
