@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn as nn
@@ -30,6 +31,17 @@ _forwards = functools.cache(forwards)  # evaluation asks for the same few again 
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits `[batch, seq, vocab]`, targets `[batch, seq]`) to the sum of the loss over valid targets, a scalar."""
+
+
+class Ran(Protocol):
+    """A run that is over."""
+
+    outputs: dict[int, torch.Tensor]
+    """Of the last stage, by microbatch."""
+
+    def timing(self) -> Timing:
+        """Seconds per action and of the whole."""
+        ...
 
 
 class Pipeline:
@@ -58,7 +70,7 @@ class Pipeline:
                 f"has {schedule.num_ranks} ranks and places {list(schedule.stages_of(self.wire.rank))} there"
             )
         self.last_rank = schedule.placement[-1]
-        self._last_step: Execution | None = None
+        self._last_step: Ran | None = None
         self._routes: dict[int, tuple[Schedule, Route]] = {}  # by the id of the schedule
         one = next(iter(self.stages.values()))
         self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
@@ -103,7 +115,7 @@ class Pipeline:
         parts = tokens.split(len(tokens) // count)
         forward = self._to_loss(targets, documents, len(parts[0]), loss_fn, step)
         with self._session(training=True), self._generator_kept():
-            execution = self._run(self.schedule, parts, forward, 1.0 / num_valid)
+            execution = self._train(parts, forward, 1.0 / num_valid)
             if self._tied:
                 self._tied.collect()
         self._last_step = execution
@@ -167,6 +179,10 @@ class Pipeline:
 
         return forward
 
+    def _train(self, tokens: Sequence[torch.Tensor], forward: Forward, loss_gradient: float) -> Ran:
+        """Forward and backward of one step; another engine does it in its own way."""
+        return self._run(self.schedule, tokens, forward, loss_gradient)
+
     def _run(
         self,
         schedule: Schedule,
@@ -185,7 +201,7 @@ class Pipeline:
             self._routes[id(schedule)] = schedule, Route(schedule, self.wire.rank)
         return self._routes[id(schedule)][1]
 
-    def _loss_sum(self, execution: Execution) -> float | None:
+    def _loss_sum(self, execution: Ran) -> float | None:
         if self.wire.rank != self.last_rank:
             return None
         losses = torch.stack([loss for _, loss in sorted(execution.outputs.items())])

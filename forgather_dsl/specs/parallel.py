@@ -54,8 +54,13 @@ class Pipeline(Parallel):
     stages: int = attrs.field(default=2, validator=at_least(1))
     schedule: Schedule = OneFOneB()
     cuts: tuple[int, ...] | None = None  # layers of each stage; None: balanced by cost
+    engine: str = attrs.field(
+        default="own", validator=attrs.validators.in_(("own", "torch"))
+    )  # what runs training steps
 
     def __check__(self) -> Any:
+        if self.engine == "torch" and self.stages == 1:
+            yield "engine", "torch's runtime needs two ranks or more, this pipeline has one; leave it out"
         if self.cuts is not None and len(self.cuts) != self.stages:
             yield "cuts", f"{len(self.cuts)} numbers for {self.stages} stages; give one number of layers for each stage"
         if self.cuts is not None and any(n < 1 for n in self.cuts):

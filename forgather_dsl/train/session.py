@@ -165,7 +165,15 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World) -> Pipeline:
         stage = Stage(model, index, schedule.num_stages, layers[index], world.device, autocast, recompute)
         initialise(model, experiment.seed)
         stages.append(stage)
-    return Pipeline(stages, schedule, experiment.seed, pipeline_group(world, schedule.num_ranks))
+    return _engine(experiment)(stages, schedule, experiment.seed, pipeline_group(world, schedule.num_ranks))
+
+
+def _engine(experiment: Experiment) -> type[Pipeline]:
+    if getattr(experiment.parallel, "engine", "own") == "own":
+        return Pipeline
+    from ..parallel.torch_engine import TorchPipeline
+
+    return TorchPipeline
 
 
 def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume: str, changes: list[str]) -> None:

@@ -1,7 +1,8 @@
-"""Four real ranks, forked, run every case of pipeline training and compare with one process; prints JSON.
+"""Four real ranks, forked, run cases of pipeline training and compare with one process; prints JSON.
 
-`python ranks.py FOLDER [--all]` prints {case: [what each rank found wrong]}; an empty list is a pass. Forked, since starting
-four interpreters that import torch takes most of a minute: no operator may run before the fork.
+`python ranks.py FOLDER` prints {case: [what each rank found wrong]}; an empty list is a pass. Forked, since starting four
+interpreters that import torch takes most of a minute: no operator may run before the fork. Here: kinds of models, torch's
+engine, what is left over and what is alive. matrix.py runs every schedule, in the same way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,24 +30,27 @@ from forgather_dsl.models.llama import Llama  # noqa: E402
 from forgather_dsl.models.mlp import SwiGLU  # noqa: E402
 from forgather_dsl.models.norms import RMSNorm  # noqa: E402
 from forgather_dsl.models.rope import Rope  # noqa: E402
-from forgather_dsl.parallel.group import join, leave, pipeline_group  # noqa: E402
+from forgather_dsl.parallel.group import World, join, leave, pipeline_group  # noqa: E402
 from forgather_dsl.parallel.interpreter import Pipeline  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
+from forgather_dsl.parallel.messages import LOOKAHEAD, Messages  # noqa: E402
 from forgather_dsl.parallel.stage import Stage  # noqa: E402
+from forgather_dsl.parallel.torch_engine import TorchPipeline  # noqa: E402
 from forgather_dsl.plan.partition import split  # noqa: E402
 from forgather_dsl.plan.schedules import (  # noqa: E402
     Action,
     accumulate,
     forwards,
     from_rows,
-    gpipe,
     one_f_one_b,
     zero_bubble,
     zero_bubble_h1,
+    zero_bubble_v,
 )
+from forgather_dsl.train.agreement import Ranks  # noqa: E402
 
-RANKS, LAYERS, MICROBATCHES, SECONDS = 4, 5, 4, 200
-V_SHAPE = (0, 1, 1, 0)  # stages 0 and 3 on rank 0: first and last meet, and 1 and 2 hand over directly
+RANKS, LAYERS, MICROBATCHES, SECONDS = 4, 8, 4, 280
+ROUNDING = 1e-5  # relative to the largest gradient of a tensor, in fp32
 
 
 def on_v(split_backward):
@@ -57,23 +62,13 @@ def on_v(split_backward):
     return from_rows("V", rows)
 
 
-SCHEDULES = {
-    "gpipe": lambda stages: gpipe(stages, MICROBATCHES),
-    "1f1b": lambda stages: one_f_one_b(stages, MICROBATCHES),
-    "zb-h1": lambda stages: zero_bubble_h1(stages, MICROBATCHES),
-    "zb": lambda stages: zero_bubble(stages, MICROBATCHES, weight_grad=0.67, memory_cap=stages + 1),
-}
 MODELS = {
-    "plain": {},
-    "tied": {"tied": True},
-    "dropout": {"dropout": 0.2},
-    "recompute": {"recompute": "full"},
     "bf16": {"autocast": torch.bfloat16, "tied": True},
     "all": {"tied": True, "dropout": 0.2, "recompute": "full"},
     "frozen": {"frozen": ("embed", "layers.0"), "tied": True},
     "llama": {"llama": True, "tied": True, "dropout": 0.1},
 }
-THOROUGH = ("plain", "all")  # under every schedule on both rank counts; the others too with --all
+V_SHAPE = (0, 1, 1, 0)  # stages 0 and 3 on rank 0: first and last meet, and 1 and 2 hand over directly
 
 
 def build(options, schedule, group):
@@ -188,22 +183,87 @@ def leftovers(group):
     return wrong
 
 
+def torchs_engine(options, schedule, group, reference, split="deferred"):
+    """A step on torch's runtime: the same bits with our deferred layers, the same up to rounding with torch's own split."""
+    stages = list(build(options, schedule, group).stages.values())
+    pipeline = TorchPipeline(stages, schedule, seed=5, group=group, split=split)
+    if split == "deferred":
+        return compare(pipeline, reference)
+    losses, gradients, _ = train(pipeline, steps=1)
+    expected, their_gradients, _ = reference
+    wrong = [f"loss {losses} instead of {expected}"] * (losses[0] not in (None, expected[0]))
+    for name, gradient in gradients.items():
+        off = float((gradient - their_gradients[name]).abs().max() / their_gradients[name].abs().max())
+        if off > ROUNDING and their_gradients[name].abs().max() > ROUNDING:  # a key's bias has no gradient but rounding
+            wrong.append(f"gradient of {name} is off by {off}")
+    return wrong
+
+
+def alive(group):
+    """What is received and sent is alive as long as it is in flight or in use: no more of it with more microbatches."""
+    most = {}
+    for microbatches in (8, 16):
+        pipeline = build({}, one_f_one_b(group.size, microbatches), group)
+        received, peaks = [], [0, 0]
+        post, send = pipeline.wire.receive, Messages.send
+
+        def count_receives(into, source, tag, post=post, received=received, peaks=peaks):
+            received[:] = [tensor for tensor in received if tensor() is not None] + [weakref.ref(into)]
+            peaks[0] = max(peaks[0], len(received))
+            return post(into, source, tag)
+
+        def count_sends(messages, *what, send=send, peaks=peaks):
+            send(messages, *what)
+            peaks[1] = max(peaks[1], sum(map(len, messages.sends.values())))
+
+        pipeline.wire.receive, Messages.send = count_receives, count_sends
+        try:
+            tokens, targets, documents = batch(sequences=16)
+            pipeline.step(tokens, targets, documents, loss_sum, 0, 10)
+        finally:
+            Messages.send = send
+        most[microbatches] = peaks
+    # activations from F to B, and per neighbour those on their way and the one that its action has just taken
+    neighbours = 2 - (group.rank in (0, group.size - 1))
+    allowed = group.size - group.rank + neighbours * (LOOKAHEAD + 1)
+    sent = 2 * group.size
+    return [f"{most}"] * (most[8] != most[16] or most[16][0] > allowed or most[16][1] > sent)
+
+
+def measured_bubble(group):
+    """The share of all ranks' time until the last has finished, not the mean of each rank's own share."""
+    ranks = Ranks(World(group.rank, group.size, torch.device("cpu"), "gloo"), [])
+    bubble = ranks.agree({}, None, 0.0, False, 0, busy=float(group.rank), span=10.0 - group.rank).bubble
+    return [] if abs(bubble - (1 - (0 + 1 + 2 + 3) / 40)) < 1e-12 else [f"{bubble}"]
+
+
 def cases(groups):
     """Names and functions of no arguments that return what is wrong."""
     for model, options in MODELS.items():
         single = build(options, accumulate(MICROBATCHES), None)
         reference = train(single)
-        everything = model in THOROUGH or "--all" in sys.argv
-        for name, schedule in SCHEDULES.items():
-            for ranks, group in groups.items():
-                if everything or (name, ranks) in (("1f1b", 2), ("zb", 4)):
-                    yield f"{model} {name} {ranks}", partial(pipelined, options, schedule(ranks), group, reference)
-        for split_backward in (False, True) if everything else (True,):
-            name = f"{model} V {'I+W' if split_backward else 'B'} 2"
-            yield name, partial(pipelined, options, on_v(split_backward), groups[2], reference)
-        for ranks in groups if everything else (2,):
-            yield f"{model} use {ranks}", partial(used, options, ranks, groups[ranks], single)
-    yield "leftovers 4", partial(leftovers, groups[4])
+        for schedule in (one_f_one_b(2, MICROBATCHES), zero_bubble(4, MICROBATCHES, weight_grad=0.67), on_v(True)):
+            group = groups[schedule.num_ranks]
+            yield (
+                f"{model} {schedule.name} {schedule.num_ranks}",
+                partial(pipelined, options, schedule, group, reference),
+            )
+        yield f"{model} use 2", partial(used, options, 2, groups[2], single)
+        if model in ("all", "bf16"):
+            for schedule in (
+                one_f_one_b(4, MICROBATCHES),
+                zero_bubble_h1(2, MICROBATCHES),
+                zero_bubble_v(4, MICROBATCHES),
+            ):
+                about = (options, schedule, groups[schedule.num_ranks], reference)
+                yield f"torch {model} {schedule.name} {schedule.num_ranks}", partial(torchs_engine, *about)
+    reference = train(build({"tied": True}, accumulate(MICROBATCHES), None), steps=1)
+    for schedule in (one_f_one_b(4, MICROBATCHES), zero_bubble_h1(2, MICROBATCHES), zero_bubble_v(4, MICROBATCHES)):
+        about = ({"tied": True}, schedule, groups[schedule.num_ranks], reference, "torch")
+        yield f"torch split {schedule.name} {schedule.num_ranks}", partial(torchs_engine, *about)
+    yield "alive 4", partial(alive, groups[4])
+    yield "bubble 4", partial(measured_bubble, groups[4])
+    yield "leftovers 4", partial(leftovers, groups[4])  # at the end: a message that nobody took is left under way
 
 
 def pipelined(options, schedule, group, reference):
@@ -217,7 +277,7 @@ def used(options, ranks, group, single):
 
 
 def rank_main(rank, folder):
-    signal.alarm(SECONDS)  # a deadlock ends the rank
+    signal.alarm(SECONDS * (4 if "--all" in sys.argv else 1))  # a deadlock ends the rank
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), STORE: f"{folder}/store"}
     world = join("cpu", timeout_seconds=SECONDS)
     groups = {ranks: pipeline_group(world, ranks) for ranks in (2, 4)}

@@ -70,6 +70,14 @@ def test_four_stages_with_split_backward_are_the_same_too(small: Any, single: Pa
     assert losses(tmp_path / "run") == losses(single)
 
 
+def test_torchs_engine_learns_the_same(small: Any, single: Path, tmp_path: Path) -> None:
+    experiment = small.replace(small.HardPP4(), parallel=small.patch(small.Pipeline, engine="torch"))
+    Trainer(experiment, out=str(tmp_path / "run")).fit()
+    assert losses(tmp_path / "run") == losses(single)
+    assert records(tmp_path / "run", "eval_loss") == records(single, "eval_loss")
+    assert all(0 < record["bubble"] < 1 for record in records(tmp_path / "run", "loss"))
+
+
 def test_a_component_of_the_users_own_reaches_the_ranks(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text(
         textwrap.dedent("""
