@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import gallery, listing
+from . import gallery, listing, planning
+from .arguments import Debug, Json, Settings, Target, complete_target
+from .arguments import end as _end
 from .completion import whole_targets
-from .output import WRONG, complain, guarded, on_terminal, print_json, print_table
+from .output import WRONG, complain, on_terminal, print_json, print_table
 from .quick import QuickCommand, QuickGroup
 
 SCRIPT = "forgather_dsl"
@@ -37,21 +38,7 @@ app = typer.Typer(
 )
 
 
-def _complete_target(incomplete: str) -> list[str]:
-    return listing.complete(incomplete)
-
-
-Target = Annotated[
-    str, typer.Argument(help="file.py:Class, file.py, a module or a run", autocompletion=_complete_target)
-]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="change a value; repeatable")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON alone")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 FORMS = ("tree", "mermaid", "dot", "json")
-
-
-def _end(work: Callable[[], None], debug: bool) -> None:
-    raise typer.Exit(guarded(work, debug))
 
 
 @app.callback(invoke_without_command=True)
@@ -155,8 +142,8 @@ def explain(
 
 @app.command(cls=QuickCommand)
 def diff(
-    left: Annotated[str, typer.Argument(metavar="A", autocompletion=_complete_target)],
-    right: Annotated[str, typer.Argument(metavar="B", autocompletion=_complete_target)],
+    left: Annotated[str, typer.Argument(metavar="A", autocompletion=complete_target)],
+    right: Annotated[str, typer.Argument(metavar="B", autocompletion=complete_target)],
     set_: Settings = None,
     json: Json = False,
     debug: Debug = False,
@@ -209,7 +196,7 @@ def graph(
 @app.command(cls=QuickCommand)
 def run(
     target: Annotated[
-        str | None, typer.Argument(help="default: First of the gallery", autocompletion=_complete_target)
+        str | None, typer.Argument(help="default: First of the gallery", autocompletion=complete_target)
     ] = None,
     set_: Settings = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="the run directory")] = None,
@@ -236,7 +223,7 @@ def run(
 
 @app.command(cls=QuickCommand)
 def generate(
-    run: Annotated[str, typer.Argument(help="a run directory", autocompletion=_complete_target)],
+    run: Annotated[str, typer.Argument(help="a run directory", autocompletion=complete_target)],
     prompt: Annotated[str, typer.Argument(help="how the text begins")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 100,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token")] = 0.7,
@@ -272,6 +259,9 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
             print_table(("", ""), as_rows(found))
 
     _end(work, debug)
+
+
+app.command("plan", cls=QuickCommand)(planning.plan_verb)
 
 
 def run_command(arguments: list[str]) -> int:

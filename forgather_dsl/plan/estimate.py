@@ -1,28 +1,23 @@
 """A first estimate of memory, from the specs alone: which rank holds what, and whether it fits, before anything is allocated.
 
-In: an experiment. Out: bytes per rank by kind at the rank's peak (`estimate`), an error that says what to change
-(`require_fit`). Formulas: `sizes` per part, `memory` per rank.
+In: an experiment. Out: bytes per rank by kind at the rank's peak (`estimate`), compared with what there is (`Site`).
+Formulas: `sizes` per part, `memory` and `resident` per rank.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..dsl import ConfigError, replace
-from ..errors import UserError
-from ..specs import Experiment, FullRecompute, Muon, Pipeline, Single
-from ..specs.experiment import world_size
+from ..specs import Experiment
 from . import hardware
-from .hardware import GIB, Device
-from .layout import Layout, balanced, lay_out
+from .hardware import Device
+from .layout import Layout, lay_out
 from .memory import Held, StageCost, State, peak
 from .resident import overhead, resident
 from .sizes import model_size
 
-__all__ = ["Estimate", "RankMemory", "estimate", "require_fit"]
+__all__ = ["Estimate", "RankMemory", "Site", "estimate"]
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss", "overhead")
 
@@ -82,120 +77,39 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     return Estimate(size.parameters, tuple(ranks), (*size.left_out, *state.left_out))
 
 
-def require_fit(experiment: Experiment) -> None:
-    """Refuse what this machine cannot hold, or has too few cards for. On GPUs each rank has a card to itself; without
-    GPUs any number of ranks runs and all share the host's memory. Under torchrun the ranks of this machine count.
+@dataclass(frozen=True)
+class Site:
+    """Where ranks are to run: each on a card of its own, or all on a host without cards."""
 
-    Raises:
-        UserError: (exit code 3) what each rank needs, what there is, and what to change.
-        ConfigError: `hardware` is not understood.
-    """
-    hardware.parse(experiment.hardware)  # a wrong one is an error wherever the run is
-    cards, host = hardware.gpus(), hardware.host_memory()
-    here = _ranks_here(world_size(experiment))
-    problem = _problem(experiment, estimate(experiment, on_gpu=bool(cards)), here, cards, host)
-    if problem is None:
-        return
-    advice = [f"  {line}" for line in _advice(experiment, here, cards, host)]
-    if advice:
-        advice.insert(0, "try, in the class body:")
-    else:
-        advice = ["a smaller model (dim, num_layers, vocab_size) or a shorter seq_len would take less"]
-    raise UserError("\n".join([problem, *advice]), exit_code=3)
+    cards: tuple[Device, ...]
+    host_memory_bytes: int
+    ranks_here: range | None = None  # of a run that is spread over machines; None: all
 
+    @classmethod
+    def of(cls, found: hardware.Hardware) -> Site:
+        """All ranks on these cards."""
+        return cls(found.devices, found.host_memory_bytes)
 
-def _ranks_here(world: int) -> range:
-    """The ranks that run on this machine: all, unless torchrun says otherwise."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    first = int(os.environ.get("RANK", 0)) - int(os.environ.get("LOCAL_RANK", 0))
-    return range(first, first + local) if first >= 0 and first + local <= world else range(world)
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there are cards."""
+        return bool(self.cards)
 
+    def here(self, found: Estimate) -> Sequence[RankMemory]:
+        """The ranks of an estimate that run on this site."""
+        return found.ranks if self.ranks_here is None else [found.ranks[rank] for rank in self.ranks_here]
 
-def _problem(experiment: Experiment, found: Estimate, here: range, cards: Sequence[Device], host: int) -> str | None:
-    """Why it does not fit, with numbers; None when it does."""
-    name, ranks = type(experiment).__qualname__, [found.ranks[rank] for rank in here]
-    lines = [f"  {_described(memory)}" for memory in ranks]
-    if found.left_out:
-        lines.append(f"  not counted: {', '.join(found.left_out)}")
-    if not cards:
-        total = sum(memory.total for memory in ranks)
-        if total <= host:
-            return None
-        named = "" if experiment.hardware == "auto" else f" (hardware = {experiment.hardware!r} is not here)"
-        head = f"{name} needs {_gib(total)} of memory, this machine has {_gib(host)} and no GPU{named}:"
-    elif len(ranks) > len(cards):
-        head = f"{name} needs {len(ranks)} GPUs, one for each rank, this machine has {len(cards)}:"
-    elif over := [m.rank for m, card in zip(ranks, cards) if m.total > card.memory_bytes]:
-        what = ", ".join(f"{_gib(card.memory_bytes)} ({card.name})" for card in cards[: len(ranks)])
-        ranks_over = f"rank{'s' if len(over) > 1 else ''} {', '.join(map(str, over))}"
-        head = f"{name} does not fit: {ranks_over} of {len(ranks)} need more than there is, {what}:"
-    else:
-        return None
-    return "\n".join([head, *lines])
+    def need(self, found: Estimate) -> int:
+        """Bytes of the fullest rank on cards, of all ranks together on a host."""
+        totals = [memory.total for memory in self.here(found)]
+        return max(totals) if self.on_gpu else sum(totals)
 
+    def pressure(self, found: Estimate) -> float:
+        """What is needed over what there is, of the tightest card; more than 1 does not fit."""
+        if not self.on_gpu:
+            return self.need(found) / self.host_memory_bytes
+        return max(memory.total / card.memory_bytes for memory, card in zip(self.here(found), self.cards))
 
-def _described(memory: RankMemory) -> str:
-    kinds = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in memory.kinds().items() if size >= 0.05 * GIB)
-    return f"rank {memory.rank}: {_gib(memory.total)} ({kinds})"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
-
-
-def _advice(experiment: Experiment, here: range, cards: Sequence[Device], host: int) -> Iterator[str]:
-    """Lines of code, each with what the run needs with it and those before it; ends with the first that fits."""
-    changed, needed = experiment, _need(estimate(experiment, on_gpu=bool(cards)), bool(cards))
-    for line, change in _changes(experiment, here, cards):
-        try:
-            values = change(changed)
-            if all(getattr(changed, name) == value for name, value in values.items()):
-                continue
-            candidate = replace(changed, **values)
-            found = estimate(candidate, on_gpu=bool(cards))
-        except (ConfigError, ValueError):  # this change does not go with this experiment
-            continue
-        need = _need(found, bool(cards))
-        if need >= needed and world_size(candidate) == world_size(changed):
-            continue
-        changed, needed = candidate, need
-        fits = _problem(candidate, found, range(world_size(candidate)), cards, host) is None
-        yield f"{line(candidate):<55} # {_gib(need)}{' for the fullest rank' if cards else ''}{', fits' if fits else ''}"
-        if fits:
-            return
-
-
-def _need(found: Estimate, on_gpu: bool) -> int:
-    """Bytes of the fullest rank on GPUs, of all ranks together without."""
-    totals = [memory.total for memory in found.ranks]
-    return max(totals) if on_gpu else sum(totals)
-
-
-_Change = tuple[Callable[[Experiment], str], Callable[[Experiment], dict[str, Any]]]
-
-
-def _changes(experiment: Experiment, here: range, cards: Sequence[Device]) -> Iterator[_Change]:
-    """What could help, cheapest first: the line to write, from the changed experiment, and how to change it."""
-    if cards and len(here) != len(cards) and len(cards) <= experiment.model.num_layers:
-        yield from _for_cards(experiment, len(cards))
-    yield lambda x: f"microbatch_size = {x.microbatch_size}", lambda x: {"microbatch_size": 1}
-    yield lambda x: "recompute = FullRecompute()", lambda x: {"recompute": FullRecompute()}
-    if cards and isinstance(experiment.parallel, Pipeline):
-        yield (
-            lambda x: f"parallel = patch(Pipeline, cuts={x.parallel.cuts})",  # type: ignore[attr-defined]
-            lambda x: {
-                "parallel": replace(x.parallel, cuts=tuple(map(len, balanced(x, world_size(x), time_share=0.0))))
-            },
-        )
-    yield lambda x: "optimizer = Muon()", lambda x: {"optimizer": Muon()}
-
-
-def _for_cards(experiment: Experiment, count: int) -> Iterator[_Change]:
-    if count == 1:
-        yield lambda x: "parallel = Single()", lambda x: {"parallel": Single()}
-    elif isinstance(experiment.parallel, Pipeline):
-        stages = {"stages": count, "cuts": None}
-        line = f"parallel = patch(Pipeline, stages={count})"
-        yield lambda x: line, lambda x: {"parallel": replace(x.parallel, **stages)}
-    else:
-        yield lambda x: f"parallel = Pipeline(stages={count})", lambda x: {"parallel": Pipeline(stages=count)}
+    def fits(self, found: Estimate) -> bool:
+        """Whether there are cards enough, and each has the memory for its rank."""
+        return not (self.on_gpu and len(self.here(found)) > len(self.cards)) and self.pressure(found) <= 1

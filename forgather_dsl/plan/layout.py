@@ -7,6 +7,7 @@ The class of the schedule settles stages per rank and their placement. Raises Co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..dsl import ConfigError, build
@@ -36,9 +37,14 @@ def lay_out(experiment: Experiment) -> Layout:
     layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, parallel.stages)
     schedule: Any = parallel.schedule
     try:
-        return Layout(build(schedule, ranks=parallel.stages, microbatches=microbatches), layers)
+        return Layout(_ordered(schedule, parallel.stages, microbatches), layers)
     except ValueError as error:
         raise ConfigError(f"parallel.schedule: {error}") from error
+
+
+@lru_cache(maxsize=64)  # advice tries many experiments that differ in other things
+def _ordered(schedule: Any, ranks: int, microbatches: int) -> Schedule:
+    return build(schedule, ranks=ranks, microbatches=microbatches)
 
 
 def _cut(cuts: Sequence[int]) -> tuple[range, ...]:

@@ -8,6 +8,7 @@ keeps was audited with saved-tensor hooks (tests/plan/test_estimate.py does it a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..dsl import Lazy
@@ -57,6 +58,11 @@ class ModelSize(NamedTuple):
 
 def model_size(model: Any, seq_len: int) -> ModelSize:
     """Sizes of a model's spec. A model that is not known counts as its embedding and head alone."""
+    return _model_size(model, seq_len)
+
+
+@lru_cache(maxsize=16)  # a plan asks hundreds of times for the same
+def _model_size(model: Any, seq_len: int) -> ModelSize:
     dim, vocab = _number(model, "dim"), _number(model, "vocab_size")
     left_out: list[str] = []
     known = {"num_heads", "norm", "attention", "mlp"} <= set(getattr(type(model), "__fields__", ()))

@@ -20,8 +20,9 @@ from ..dsl import Difference, diff, digest, from_dict, snapshot, to_dict
 from ..dsl.load import loaded_from
 from ..errors import UserError
 from ..plan import layout as layouts
-from ..plan.estimate import estimate
-from ..plan.hardware import gpus
+from ..plan.contract import to_dict as plan_to_dict
+from ..plan.hardware import Hardware, gpus, host_memory
+from ..plan.planner import Plan, predict
 from ..specs import Experiment
 
 FREE = (
@@ -77,25 +78,9 @@ def write(experiment: Experiment, path: str, target: str | None, command: list[s
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
-    """The layout that ranks build from, and the first estimate of memory, per rank."""
-    layout = layouts.lay_out(experiment)
-    found = estimate(experiment, on_gpu=bool(gpus()), layout=layout)
-    ranks = [
-        {
-            "rank": memory.rank,
-            "stages": [{"stage": stage, "layers": [layers.start, layers.stop]} for stage, layers in memory.stages],
-            "memory_gib": {kind: size / 2**30 for kind, size in memory.kinds().items()},
-            "peak_gib": memory.total / 2**30,
-        }
-        for memory in found.ranks
-    ]
-    return {
-        "layout": layouts.to_dict(layout),
-        "microbatches": layout.schedule.num_microbatches,
-        "parameters": found.parameters,
-        "ranks": ranks,
-        "left_out": list(found.left_out),
-    }
+    """The layout that ranks build from, and what `plan --json` tells of the run on what is here."""
+    run = predict(experiment, Hardware(gpus(), host_memory()))
+    return {"layout": layouts.to_dict(run.layout), **plan_to_dict(Plan(run, experiment.hardware))}
 
 
 def read_layout(path: str) -> layouts.Layout:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
 from ..parallel.launch import ENVIRONMENT, launch
-from ..plan.estimate import require_fit
+from ..plan.fit import require_fit
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory

@@ -267,6 +267,7 @@ def test_the_plan_says_what_each_rank_was_to_hold_and_do(small: Any, tmp_path: P
     run = Trainer(replace(small.Small(), steps=1), out=str(tmp_path / "run")).fit()
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["parameters"] == run.metrics[0]["num_parameters"]
-    assert plan["ranks"][0]["stages"] == [{"stage": 0, "layers": [0, 4]}]
+    assert [stage["layers"] for stage in plan["ranks"][0]["stages"]] == [4]
+    assert plan["layout"]["layers"] == [[0, 4]]
     assert plan["layout"]["actions"][0].startswith("0F0,0B0,0F1,0B1")
     assert sum(plan["ranks"][0]["memory_gib"].values()) == pytest.approx(plan["ranks"][0]["peak_gib"])

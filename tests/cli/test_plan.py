@@ -1,0 +1,91 @@
+"""The `plan` verb: text, JSON alone, exit codes, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LLAMA = f"{ROOT}/experiments/llama7b.py"
+
+
+def test_plan_tells_what_fits(cli):
+    answer = cli("plan", f"{LLAMA}:PP4OneFOneB")
+    assert answer.code == 0
+    assert "on 4x32GB: OneFOneB(), 64 microbatches of 1 x 2048 tokens, 6.74 B parameters\nfits: rank 3" in answer.out
+    assert "embedding, layers 0-7" in answer.out
+    assert "*OneFOneB()" in answer.out
+    assert "taken for one RTX 5090" in answer.out
+    assert answer.err == ""
+
+
+def test_plan_of_what_does_not_fit_ends_with_advice_and_no_error(cli):
+    answer = cli("plan", f"{LLAMA}:PP4OneFOneB", "--gpus", "1x24GB")
+    assert answer.code == 0
+    assert "note: 1x24GB is 1 card, so planned with parallel = Single()" in answer.out
+    assert "does not fit: rank 0 needs" in answer.out
+    assert "write in the class body:\n    hardware = " in answer.out
+
+
+def test_plan_prints_json_alone(cli):
+    found = cli("plan", f"{LLAMA}:PP4ZeroBubble", "--gpus", "4x24GB,link=6GB/s", "--set", "seq_len=1024", "--json").json
+    assert found["target"] == f"{LLAMA}:PP4ZeroBubble"
+    assert found["gpus"] == "4x24GB,link=6GB/s"
+    assert found["assumptions"]["link_gb_per_second"] == 6
+    assert found["schedule"] == "ZeroBubble(memory_cap=3)"
+    assert isinstance(found["fits"], bool)
+    assert len(found["ranks"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--gpus", "4x24"], None),
+        (["--gpus", "lots"], "write 4x24GB"),
+        (["--gpus", "4x24GB,speed=3"], "link=12GB/s"),
+        (["--gpus", "64x24GB"], "name 32 cards or fewer"),
+        (["--set", "parallel.schedule.memory_cap=0"], "memory_cap"),
+        (["--set", "parallel.stages=33"], "33 stages for 32 layers"),
+    ],
+)
+def test_wrong_hardware_and_settings_are_told_with_what_to_write(cli, arguments, told):
+    answer = cli("plan", f"{LLAMA}:PP4ZeroBubble", *arguments)
+    assert answer.code == (0 if told is None else 2)
+    assert told is None or told in answer.err
+
+
+def test_plan_of_one_process_has_no_other_schedules(cli):
+    answer = cli("plan", f"{ROOT}/experiments/first.py:First", "--gpus", "24GB")
+    assert answer.code == 0
+    assert "First on 24GB: Single()" in answer.out
+    assert "schedule (*" not in answer.out
+
+
+def test_plan_is_quick_and_imports_nothing_heavy():
+    """CPU time, as the machine may be busy."""
+    code = (
+        "import sys; from forgather_dsl.cli.app import run_command; run_command(sys.argv[1:]);"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'numpy', 'rich', 'pydantic') if m in sys.modules],"
+        "file=sys.stderr)"
+    )
+    best = float("inf")
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "plan", f"{LLAMA}:PP4OneFOneB", "--json"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.stderr.strip() == "[]"
+    assert json.loads(done.stdout)["fits"]
+    assert best < 1.5
