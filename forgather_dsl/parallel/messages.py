@@ -62,13 +62,12 @@ class Wire:
     def __init__(self, group: PipelineGroup | None) -> None:
         self.group = group
         self.rank = group.rank if group else 0
+        ranks = dist.get_process_group_ranks(group.everyone) if group else [0]
+        self._names = [f"rank {rank}" for rank in ranks]  # as the launcher numbers them
 
     def _between(self, source: int, target: int) -> dist.ProcessGroup:
         assert self.group is not None, "one rank has nobody to send to"
         return self.group.up if source < target else self.group.down
-
-    def _peer(self, rank: int) -> str:
-        return f"rank {dist.get_global_rank(self.group.everyone, rank)}"  # type: ignore[union-attr]
 
     def send(self, tensor: torch.Tensor, target: int, tag: int) -> Transfer:
         """Start sending `tensor` to a rank of the pipeline. Raises PeerLost when that is gone."""
@@ -77,9 +76,9 @@ class Wire:
         try:
             work = dist.isend(wire, group=group, group_dst=target, tag=tag)
         except RuntimeError as error:
-            raise PeerLost(self._peer(target), "sending to it", error) from error
+            raise PeerLost(self._names[target], "sending to it", error) from error
         assert work is not None  # None is for callers outside the group
-        return Transfer(work, wire, wire, self._peer(target))
+        return Transfer(work, wire, wire, self._names[target])
 
     def receive(self, into: torch.Tensor, source: int, tag: int) -> Transfer:
         """Start receiving from a rank of the pipeline into a contiguous tensor. Raises PeerLost when that is gone."""
@@ -88,9 +87,9 @@ class Wire:
         try:
             work = dist.irecv(wire, group=group, group_src=source, tag=tag)
         except RuntimeError as error:
-            raise PeerLost(self._peer(source), "receiving from it", error) from error
+            raise PeerLost(self._names[source], "receiving from it", error) from error
         assert work is not None
-        return Transfer(work, wire, into, self._peer(source))
+        return Transfer(work, wire, into, self._names[source])
 
     def broadcast(self, number: int, source: int) -> int:
         """The `number` of rank `source`, on every rank."""
@@ -100,7 +99,7 @@ class Wire:
         try:
             dist.broadcast(tensor, group=self.group.everyone, group_src=source)
         except RuntimeError as error:
-            raise PeerLost(self._peer(source), "waiting for the token it chose", error) from error
+            raise PeerLost(self._names[source], "waiting for the token it chose", error) from error
         return int(tensor.item())
 
     def open(self, pairs: Iterable[tuple[int, int]]) -> None:

@@ -27,7 +27,7 @@ from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.actions import Action, Kind, Schedule, to_csv
 
-__all__ = ["TorchPipeline"]
+__all__ = ["TorchPipeline", "undefer"]
 
 _NEEDS = ("_PipelineScheduleRuntime", "_Action")  # of torch.distributed.pipelining.schedules; seen in torch 2.13
 
@@ -144,7 +144,7 @@ class _TimedStage(PipelineStage):
 
     def __init__(self, stage: Stage, runtime: _Runtime, group: PipelineGroup) -> None:
         if not runtime.deferred:
-            _undefer(stage.model)
+            undefer(stage.model)
         self.stage, self.runtime = stage, runtime
 
         def like(*shape: int, dtype: torch.dtype = stage.dtype) -> torch.Tensor:
@@ -180,7 +180,7 @@ class _TimedStage(PipelineStage):
             super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
 
 
-def _undefer(model: nn.Module) -> None:
+def undefer(model: nn.Module) -> None:
     """Plain layers again, in place: what torch's own split of the backward is made for."""
     for layer in model.modules():
         if isinstance(layer, (DeferredLinear, DeferredEmbedding)):

@@ -69,11 +69,11 @@ def test_bits_under_every_schedule_are_those_of_one_process(matrix, schedule):
 
 def test_every_option_and_accumulation_took_its_turn(matrix):
     assert {name.split()[2] for name in matrix} == {"plain", "tied", "recompute", "tied+recompute"}
-    assert {name.split()[3] for name in matrix} == {"8x2", "8x1", "9x1"}
+    assert {name.split()[3] for name in matrix} == {"8x2", "9x1"}
 
 
 @pytest.mark.slow
 def test_bits_of_all_combinations(tmp_path):
     cases = run("matrix.py", tmp_path, "--all", seconds=1200)
-    assert len(cases) == len(SCHEDULES) * 3 * 4 * 3
+    assert len(cases) == len(SCHEDULES) * 3 * 4 * 2
     assert {name: wrong for name, wrong in cases.items() if wrong} == {}
