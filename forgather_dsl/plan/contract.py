@@ -30,6 +30,8 @@ def to_dict(found: Plan, target: str | None = None) -> dict[str, Any]:
         "mfu": run.mfu,
         "floor": {"step_seconds": least + max(run.optimizer_seconds), "bubble": least_bubble},
         "microbatches": schedule.num_microbatches,
+        "microbatch_size": run.experiment.microbatch_size,
+        "seq_len": run.experiment.seq_len,
         "parameters": run.memory.parameters,
         "assumptions": _assumptions(found),
         "ranks": [_rank(run, rank) for rank in range(schedule.num_ranks)],

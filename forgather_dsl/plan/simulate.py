@@ -1,6 +1,6 @@
 """Runs a schedule on paper: who is busy when, what the bubble is, what each rank holds.
 
-In: a `Schedule` and `Costs`, or plain durations (any unit). Out: `Simulation`, a text picture, or ValueError naming the
+In: a `Schedule` and `Costs`, or plain durations (any unit). Out: `Simulation`, or ValueError naming the
 action. Ranks run their actions in order; an action starts when its rank is free and its input has arrived; sends are
 asynchronous, and messages between two ranks queue in each direction. Bytes: `Costs` says what is held from when to when.
 """
@@ -15,7 +15,7 @@ from forgather_dsl.plan.actions import Action, Schedule
 from forgather_dsl.plan.costs import Costs
 from forgather_dsl.plan.timing import Timing
 
-__all__ = ["Interval", "Simulation", "draw", "durations", "simulate"]
+__all__ = ["Interval", "Simulation", "durations", "simulate"]
 
 
 class Interval(NamedTuple):
@@ -140,29 +140,3 @@ def simulate(
         within=tuple(most <= can * (1 + 1e-9) for most, can in zip(held, costs.capacity)),
         timeline=timeline,
     )
-
-
-def draw(
-    schedule: Schedule,
-    forward: float | Sequence[float] = 1.0,
-    input_grad: float | Sequence[float] = 1.0,
-    weight_grad: float | Sequence[float] = 1.0,
-    communication: float = 0.0,
-) -> str:
-    """A picture: one line per rank, time to the right, `F3` where an action starts, `-` while it lasts, `.` idle.
-
-    With several stages on a rank, a label says its stage too (`7F3`). Ends with the bubble and peak of each rank.
-    """
-    result = simulate(schedule, forward, input_grad, weight_grad, communication)
-    one_each = schedule.num_stages == schedule.num_ranks
-    labels = {a: str(a)[len(str(a.stage)) :] if one_each else str(a) for row in schedule.actions for a in row}
-    shortest = min((i.end - i.start for line in result.timeline for i in line if i.end > i.start), default=1.0)
-    scale = (max(map(len, labels.values())) + 1) / shortest  # columns per unit of time: every label fits its action
-    lines = []
-    for rank, line in enumerate(result.timeline):
-        text = ["."] * round(result.makespan * scale)
-        for action, start, end in line:
-            first, width = round(start * scale), round(end * scale) - round(start * scale)
-            text[first : first + width] = labels[action].ljust(width - 1, "-").ljust(width)[:width]
-        lines.append(f"rank {rank} |{''.join(text)}| bubble {result.bubble[rank]:.1%}, peak {result.peak[rank]}")
-    return "\n".join(lines)

@@ -89,3 +89,34 @@ def test_plan_is_quick_and_imports_nothing_heavy():
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["fits"]
     assert best < 1.5
+
+
+def test_plan_draws(cli, project, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    target = f"{LLAMA}:PP4OneFOneB"
+    answer = cli("plan", target, "--draw", "--svg", "schedule.svg", "--html", "plan.html")
+    assert answer.code == 0
+    assert {len(line) for line in answer.out.splitlines() if line.startswith("rank ") and "|" in line} == {100}
+    assert (project / "schedule.svg").read_text().startswith("<svg ")
+    assert target in (project / "plan.html").read_text()
+
+
+def test_a_picture_that_cannot_be_written_is_told(cli, project):
+    answer = cli("plan", f"{LLAMA}:PP4OneFOneB", "--svg", "nowhere/schedule.svg")
+    assert answer.code == 2
+    assert "--svg nowhere/schedule.svg: No such file or directory" in answer.err
+
+
+def test_plan_takes_measured_seconds(cli, project):
+    seconds = {part: {"F": 0.01, "I": 0.02, "W": 0.01} for part in ("embedding", "layer", "head")}
+    measured = {"device": "a card", "seq_len": 2048, "microbatch_size": 1, "seconds": seconds}
+    (project / "profile.json").write_text(json.dumps(measured))
+    found = cli("plan", f"{LLAMA}:PP4OneFOneB", "--profile", "profile.json", "--json").json
+    assert found["assumptions"]["seconds_measured_on"] == "a card"
+    assert found["ranks"][1]["busy_seconds"] == pytest.approx(64 * 8 * 0.04)
+    answer = cli("plan", f"{LLAMA}:PP4OneFOneB", "--profile", "profile.json", "--set", "seq_len=1024")
+    assert answer.code == 2
+    assert "seq_len is 2048 in the profile and 1024 here" in answer.err
+    (project / "profile.json").write_text("{")
+    assert "not JSON" in cli("plan", f"{LLAMA}:PP4OneFOneB", "--profile", "profile.json").err
+    assert "write one with run --profile" in cli("plan", f"{LLAMA}:PP4OneFOneB", "--profile", "none.json").err

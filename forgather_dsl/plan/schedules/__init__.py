@@ -9,11 +9,12 @@ or in a V (down the ranks and up again). `zero_bubble` searches its order; the o
 from __future__ import annotations
 
 from forgather_dsl.plan.actions import Action, Schedule, from_csv, from_rows, to_csv
+from forgather_dsl.plan.drawing import draw
 from forgather_dsl.plan.schedules.blocks import v_half, v_min, zero_bubble_h2
 from forgather_dsl.plan.schedules.line import accumulate, forwards, gpipe, one_f_one_b, zero_bubble, zero_bubble_h1
 from forgather_dsl.plan.schedules.loop import interleaved, looped_bfs
 from forgather_dsl.plan.schedules.vee import dualpipe_v, zero_bubble_v
-from forgather_dsl.plan.simulate import Interval, Simulation, draw, durations, simulate
+from forgather_dsl.plan.simulate import Interval, Simulation, durations, simulate
 from forgather_dsl.plan.validity import check
 
 __all__ = [

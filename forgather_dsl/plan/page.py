@@ -1,0 +1,72 @@
+"""A plan as one HTML file: verdict, picture, tables, advice, assumptions; light and dark; it loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import Any
+
+from .picture import STYLE, svg
+from .planner import Plan
+from .tables import Table, assumed, comparison_table, headline, ranks_table, speed, verdict
+
+__all__ = ["html"]
+
+_PAGE_STYLE = """
+:root{color-scheme:light dark;--ground:#fff;--ink:#1f2328;--faint:#59636e;--line:#d1d9e0;--soft:#f6f8fa;--good:#1a7f37;--bad:#cf222e}
+@media(prefers-color-scheme:dark){:root{--ground:#0d1117;--ink:#e6edf3;--faint:#9198a1;--line:#30363d;--soft:#151b23;--good:#3fb950;--bad:#ff7b72}}
+body{background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;
+margin:0 auto;max-width:1500px;padding:28px 32px 48px}
+h1{font-size:22px;margin:0 0 2px}h2{font-size:16px;margin:32px 0 10px}p{margin:4px 0}.faint{color:var(--faint)}
+.verdict{font-weight:600;margin:14px 0 2px}.good{color:var(--good)}.bad{color:var(--bad)}
+.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px}.scroll svg{display:block}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th{font-weight:600;color:var(--faint);font-size:13px}th.text,td.text{text-align:left}
+tr.own td{background:var(--soft);font-weight:600}tr:last-child td{border-bottom:0}
+pre{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:12px 16px;overflow-x:auto;font-size:13.5px}
+ul{padding-left:20px;margin:6px 0}
+"""
+
+
+def html(plan: Plan, data: dict[str, Any]) -> str:
+    """The page. `data` is the plan's JSON."""
+    run = plan.run
+    picture = svg(run.layout.schedule, run.simulation, run.costs, f"{data['schedule']}: one step", with_style=False)
+    advice = [data["advice"], *data["alternatives"]] if data["advice"] else []
+    parts = [
+        f"<h1>{escape(data['target'])}</h1>",
+        f'<p class="faint">{escape(headline(data).partition(" on ")[2])}</p>',
+        *(f"<p>{escape(note)}</p>" for note in data["notes"]),
+        f'<p class="verdict {"good" if data["fits"] else "bad"}">{escape(verdict(data))}</p>',
+        f"<p>{escape(speed(data))}</p>",
+        '<h2>One step, as simulated</h2><div class="scroll">',
+        picture,
+        "</div>",
+        "<h2>Ranks: GiB by kind at the peak, time</h2>",
+        _table(ranks_table(data), text=(1,)),
+    ]
+    if data["comparison"]:
+        parts += ["<h2>Schedules on the same ranks</h2>", _table(comparison_table(data), text=(0, 4))]
+    for number, lines in enumerate(advice):
+        parts.append("<h2>To make it fit, in the class body</h2>" if not number else "<p>or</p>")
+        parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
+    parts += ["<h2>Assumed</h2><ul>", *(f"<li>{escape(text)}</li>" for text in assumed(data)), "</ul>"]
+    head = f'<meta charset="utf-8"><title>Plan of {escape(data["target"])}</title><style>{_PAGE_STYLE}{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _table(table: Table, text: tuple[int, ...]) -> str:
+    headers, rows = table
+    headers = tuple(header.partition(" (")[0] for header in headers)  # bold says which row is this one
+
+    def cell(tag: str, column: int, value: str) -> str:
+        look = ' class="text"' if column in text else ""
+        return f"<{tag}{look}>{escape(value)}</{tag}>"
+
+    lines = ["".join(cell("th", i, header) for i, header in enumerate(headers))]
+    out = [f"<tr>{lines[0]}</tr>"]
+    for row in rows:
+        own = ' class="own"' if re.match(r"\*", row[0]) else ""
+        out.append(f"<tr{own}>{''.join(cell('td', i, value.lstrip('*')) for i, value in enumerate(row))}</tr>")
+    return f'<div style="overflow-x:auto"><table>{"".join(out)}</table></div>'

@@ -1,0 +1,92 @@
+"""A plan for people: headline, verdict, tables of ranks and schedules, and what is assumed, from its JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["assumed", "comparison_table", "headline", "ranks_table", "speed", "verdict"]
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def headline(data: dict[str, Any]) -> str:
+    """What is planned, where, and how it is cut into microbatches."""
+    batch = f"{data['microbatches']} microbatches of {data['microbatch_size']} x {data['seq_len']} tokens"
+    return f"{data['target']} on {data['gpus']}: {data['schedule']}, {batch}, {_number(data['parameters'])} parameters"
+
+
+def _number(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """Whether it fits, with the numbers of the ranks that decide."""
+    over = [r for r in data["ranks"] if not r["fits"]]
+    if data["fits"]:
+        tightest = min(data["ranks"], key=lambda r: r["device_gib"] - r["peak_gib"])
+        return f"fits: rank {tightest['rank']} is the tightest, {tightest['peak_gib']:.1f} of {tightest['device_gib']:.1f} GiB"
+    told = ", ".join(f"rank {r['rank']} needs {r['peak_gib']:.1f} of {r['device_gib']:.1f} GiB" for r in over)
+    return f"does not fit: {told}" if over else "does not fit: the ranks together need more than this host has"
+
+
+def speed(data: dict[str, Any]) -> str:
+    """Step time, tokens per second, MFU, bubble and the least bubble, in a line."""
+    if data["tokens_per_second"] is None:
+        return "nothing is known of the layers' arithmetic, so times are left out"
+    floor = data["floor"]
+    return (
+        f"{data['tokens_per_second']:,.0f} tokens/s, {data['step_seconds']:.3g} s a step, MFU {data['mfu']:.1%}, bubble "
+        f"{data['bubble']:.1%} (the least that any order of these stages can have: {floor['bubble']:.1%}, "
+        f"{floor['step_seconds']:.3g} s)"
+    )
+
+
+def ranks_table(data: dict[str, Any]) -> Table:
+    """Headers and rows: what each rank holds, GiB by kind at its peak, busy time and bubble."""
+    kinds = list(data["ranks"][0]["memory_gib"])
+    headers = ("rank", "stages", "GiB", "of", *kinds, "busy s", "bubble")
+    rows = []
+    for rank in data["ranks"]:
+        memory = [f"{rank['memory_gib'][kind]:.2f}" for kind in kinds]
+        peak = f"{rank['peak_gib']:.1f}" + ("" if rank["fits"] else " !")
+        stages = "; ".join(map(_stage, rank["stages"]))
+        timed = (f"{rank['busy_seconds']:.3g}", f"{rank['bubble']:.1%}")
+        rows.append((str(rank["rank"]), stages, peak, f"{rank['device_gib']:.1f}", *memory, *timed))
+    return headers, rows
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    first, last = stage["first_layer"], stage["first_layer"] + stage["layers"] - 1
+    layers = f"layer {first}" if first == last else f"layers {first}-{last}"
+    return f"{'embedding, ' * stage['embedding']}{layers}{', head' * stage['head']}"
+
+
+def comparison_table(data: dict[str, Any]) -> Table:
+    """Headers and rows of the schedules, the fastest that fits first, impossible ones last."""
+    rows = []
+    for row in sorted(data["comparison"], key=lambda r: (not r["fits"], r["peak_gib"] is None, r["bubble"] or 0.0)):
+        mark = "*" if row["schedule"] == data["schedule"] else ""
+        if row["bubble"] is None:
+            rows.append((mark + row["schedule"], "", "", "", f"not possible: {row['why']}"))
+            continue
+        rate = "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}"
+        fits = "fits" if row["fits"] else "does not fit"
+        rows.append((mark + row["schedule"], f"{row['bubble']:.1%}", f"{row['peak_gib']:.1f}", rate, fits))
+    return ("schedule (* this one)", "bubble", "peak GiB", "tokens/s", ""), rows
+
+
+def assumed(data: dict[str, Any]) -> list[str]:
+    """What the prediction rests on, as phrases."""
+    a = data["assumptions"]
+    told = [f"{text}" for text in dict.fromkeys(a["cards"])]
+    rates = dict.fromkeys(f"{t:.4g} TFLOP/s" for t in a["tflops"])
+    bandwidths = dict.fromkeys(f"{b:,.0f} GB/s" for b in a["bandwidth_gb_per_second"])
+    told.append(f"{' and '.join(rates)}, {a['flops_sustained']:.0%} of it sustained by matrix products")
+    told.append(f"memory {' and '.join(bandwidths)}, {a['bandwidth_sustained']:.0%} of it sustained")
+    if len(data["ranks"]) > 1:
+        told.append(f"link {a['link_gb_per_second']:.3g} GB/s each way, {a['latency_microseconds']:.3g} us")
+    if "seconds_measured_on" in a:
+        told.append(f"seconds measured on {a['seconds_measured_on']}")
+    if data["left_out"]:
+        told.append(f"not counted: {', '.join(data['left_out'])}")
+    return told
