@@ -18,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd.function import Function, once_differentiable
 
-__all__ = ["DeferredEmbedding", "DeferredLinear", "WeightGradients", "defer"]
+__all__ = ["DeferredEmbedding", "DeferredLinear", "WeightGradients", "accumulate_weight", "defer"]
 
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
 """Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
@@ -82,7 +82,7 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 # All three run under no_grad: the queued activations still require grad, and without it `.grad` would join the graph
 # and keep every microbatch alive.
 @torch.no_grad()
-def _accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
+def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
     """`weight.grad [out, in] += grad_output^T x`. Under autocast the product is taken in bf16, the sum in fp32."""
     gradient, x, grad_output = _gradient(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
     if gradient.dtype == x.dtype:
@@ -118,7 +118,7 @@ class _Linear(Function):
     def backward(ctx, grad_output):  # type: ignore[override]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         if needs_weight:
-            ctx.gradients.add(_accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
+            ctx.gradients.add(accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
         if needs_bias:
             ctx.gradients.add(_accumulate_bias, ctx.bias, grad_output)
         return (grad_output @ ctx.cast_weight if needs_x else None), None, None, None, None, None

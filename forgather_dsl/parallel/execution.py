@@ -17,6 +17,7 @@ import torch
 from forgather_dsl.parallel.deferred import Owed, WeightGradients
 from forgather_dsl.parallel.failures import ActionFailed, PeerLost
 from forgather_dsl.parallel.messages import Message, Messages
+from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import Action
 
@@ -100,8 +101,9 @@ class Execution:
             except PeerLost as lost:
                 raise lost.within(f"{lost.doing}, in action {action}") from lost.error
             except Exception as error:
-                raise ActionFailed(self.stages[action.stage], action, error) from error
+                raise ActionFailed(self._part(action.stage), action, error) from error
             self._marks[action] = (self._started, self.clock.now())
+        self._conclude()
         self._check_nothing_left()
         self.messages.finish()
         self._end = self.clock.now()
@@ -120,21 +122,21 @@ class Execution:
             x = self.messages.receive(Message("activation", action.stage, k)).requires_grad_(training)
         self._started = self.clock.now()
         y = self.forward(stage, x, k)
+        self._hand_on(stage, y, k)
+        if training:
+            self.alive[action.stage, k] = x, y
+
+    def _hand_on(self, stage: Stage, y: torch.Tensor, k: int) -> None:
+        """What becomes of a stage's output."""
         if stage.last:
             self.outputs[k] = y.detach()
         else:
-            self.messages.send(Message("activation", action.stage + 1, k), y.detach())
-        if training:
-            self.alive[action.stage, k] = x, y
+            self.messages.send(Message("activation", stage.index + 1, k), y.detach())
 
     def _backward(self, action: Action) -> None:
         stage, k = self.stages[action.stage], action.microbatch
         x, y = self.alive.pop((action.stage, k))
-        if stage.last:
-            gradient = torch.full_like(y, self.loss_gradient)
-        else:
-            gradient = self.messages.receive(Message("gradient", action.stage, k))
-        self._started = self.clock.now()
+        gradient = self._gradient(stage, y, k)
         stage.gradients.deferring = action.kind == "I"
         if y.requires_grad:  # not when all of the first stage is frozen
             torch.autograd.backward(y, gradient)
@@ -144,9 +146,21 @@ class Execution:
             assert x.grad is not None  # a stage's output depends on its input
             self.messages.send(Message("gradient", action.stage - 1, k), x.grad)
 
+    def _gradient(self, stage: Stage, y: torch.Tensor, k: int) -> torch.Tensor:
+        """The gradient of a stage's output; the clock starts when it is there."""
+        gradient = None if stage.last else self.messages.receive(Message("gradient", stage.index, k))
+        self._started = self.clock.now()
+        return torch.full_like(y, self.loss_gradient) if gradient is None else gradient
+
     def _weights(self, action: Action) -> None:
         self._started = self.clock.now()
         WeightGradients.settle(self.owed.pop((action.stage, action.microbatch)))
+
+    def _part(self, stage: int) -> Stage | HeadShard:
+        return self.stages[stage]
+
+    def _conclude(self) -> None:
+        """What is to do after the last action: nothing here."""
 
     def _check_nothing_left(self) -> None:
         left = [f"the activations of {Action(stage, 'F', k)}" for stage, k in self.alive]

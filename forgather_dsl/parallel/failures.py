@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from forgather_dsl.errors import UserError
 from forgather_dsl.parallel.launch import STORE
+from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.actions import Action
 
@@ -31,15 +32,12 @@ MEMORY_ADVICE = (
 class ActionFailed(UserError):
     """An action raised `error`."""
 
-    def __init__(self, stage: Stage, action: Action, error: Exception) -> None:
-        layers = (
-            f"layers {stage.layers[0]} to {stage.layers[-1]}" if len(stage.layers) > 1 else f"layer {stage.layers[0]}"
-        )
+    def __init__(self, part: Stage | HeadShard, action: Action, error: Exception) -> None:
         text = str(error) or "(without a message)"
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             text += MEMORY_ADVICE
         super().__init__(
-            f"rank {_number()}, stage {action.stage} of {stage.num_stages} ({layers}), microbatch {action.microbatch}, "
+            f"rank {_number()}, {part.described}, microbatch {action.microbatch}, "
             f"action {action}: {type(error).__name__} at {_line(error)}: {text}",
             exit_code=4,
         )

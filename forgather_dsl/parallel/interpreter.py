@@ -21,6 +21,8 @@ from forgather_dsl.models.cache import KVCache
 from forgather_dsl.parallel.execution import Execution, Forward, Timing
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.messages import Messages, Route, Wire
+from forgather_dsl.parallel.shard import HeadShard
+from forgather_dsl.parallel.spread import Spread, SpreadExecution
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.tied import TiedHead
 from forgather_dsl.plan.schedules import Schedule, check, forwards
@@ -47,14 +49,15 @@ class Ran(Protocol):
 class Pipeline:
     """This rank's part of a pipeline.
 
-    `stages` are the stages that `schedule` places on this rank; `group` is None when there is one rank. `seed` is
-    dropout's; `replica` numbers data-parallel copies, so that each draws its own.
+    `stages` are the stages that `schedule` places on this rank, and its shard of the head if there are any; `group` is
+    None when there is one rank. `seed` is dropout's; `replica` numbers data-parallel copies, so that each draws its own.
+    With a spread head the loss is cross entropy in fp32, and `loss_fn` is not called.
     Raises ValueError when the schedule is not valid or the stages are not the ones it places here.
     """
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        stages: Sequence[Stage | HeadShard],
         schedule: Schedule,
         seed: int,
         group: PipelineGroup | None = None,
@@ -63,11 +66,14 @@ class Pipeline:
         check(schedule)
         self.schedule, self.seed, self.replica = schedule, seed, replica
         self.wire = Wire(group)
-        self.stages = {stage.index: stage for stage in stages}
-        if tuple(sorted(self.stages)) != schedule.stages_of(self.wire.rank) or schedule.num_ranks != self._num_ranks:
+        self.stages = {stage.index: stage for stage in stages if isinstance(stage, Stage)}
+        self.shard = next((shard for shard in stages if isinstance(shard, HeadShard)), None)
+        held = sorted(stage.index for stage in stages)
+        placed = [*schedule.stages_of(self.wire.rank), *schedule.shards[self.wire.rank : self.wire.rank + 1]]
+        if held != placed or schedule.num_ranks != self._num_ranks:
             raise ValueError(
-                f"rank {self.wire.rank} of {self._num_ranks} holds stages {sorted(self.stages)}; schedule {schedule.name} "
-                f"has {schedule.num_ranks} ranks and places {list(schedule.stages_of(self.wire.rank))} there"
+                f"rank {self.wire.rank} of {self._num_ranks} holds stages {held}; schedule {schedule.name} "
+                f"has {schedule.num_ranks} ranks and places {placed} there"
             )
         self.last_rank = schedule.placement[-1]
         self._last_step: Ran | None = None
@@ -76,7 +82,8 @@ class Pipeline:
         self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
         self._tied = TiedHead(self.stages, schedule.placement, self.wire) if one.tied else None
         places = schedule.placement
-        self.wire.open([*pairwise(places), *([(places[0], places[-1])] if one.tied else [])])
+        pairs = [*pairwise(places), *([(places[0], places[-1])] if one.tied else [])]
+        self.wire.open([*pairs, *((places[-1], rank) for rank in range(schedule.num_shards))])
 
     @property
     def _num_ranks(self) -> int:
@@ -88,9 +95,10 @@ class Pipeline:
         return self._last_step.timing() if self._last_step else Timing({}, 0.0)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """This rank's parameters to train, by full name; over all ranks each name occurs once."""
-        for stage in self.stages.values():
-            yield from stage.named_parameters()
+        """This rank's parameters to train, by full name; over all ranks each name occurs once, a spread head's apart."""
+        for part in (*self.stages.values(), self.shard):
+            if part is not None:
+                yield from part.named_parameters()
 
     def step(
         self,
@@ -115,7 +123,7 @@ class Pipeline:
         parts = tokens.split(len(tokens) // count)
         forward = self._to_loss(targets, documents, len(parts[0]), loss_fn, step)
         with self._session(training=True), self._generator_kept():
-            execution = self._train(parts, forward, 1.0 / num_valid)
+            execution = self._train(parts, forward, targets.split(len(parts[0])), 1.0 / num_valid)
             if self._tied:
                 self._tied.collect()
         self._last_step = execution
@@ -135,9 +143,9 @@ class Pipeline:
         """
         parts = tokens.split(microbatch_size)
         forward = self._to_loss(targets, documents, microbatch_size, loss_fn, step=0)
-        schedule = _forwards(self.schedule.placement, len(parts))
+        schedule = _forwards(self.schedule.placement, len(parts), self.schedule.num_shards)
         with self._session(training=False), torch.no_grad():
-            return self._loss_sum(self._run(schedule, parts, forward))
+            return self._loss_sum(self._run(schedule, parts, forward, targets.split(microbatch_size)))
 
     def sample(
         self, tokens: torch.Tensor, max_new_tokens: int, pick: Callable[[torch.Tensor], int], stop: int | None = None
@@ -150,7 +158,7 @@ class Pipeline:
         if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] < 1:
             raise ValueError(f"a prompt is [1, seq] with at least one token, not {list(tokens.shape)}")
         caches = {index: KVCache() for index in self.stages}
-        schedule = _forwards(self.schedule.placement, 1)
+        schedule = _forwards(self.schedule.placement, 1, self.schedule.num_shards)
         offset, chosen = 0, []
 
         def forward(stage: Stage, x: torch.Tensor, _: int) -> torch.Tensor:
@@ -175,24 +183,35 @@ class Pipeline:
             rows = slice(k * size, (k + 1) * size)
             ids = None if documents is None else documents[rows].to(stage.device)
             y = stage.forward(x, ids, (self.seed, step, first + k))
-            return loss_fn(y, targets[rows].to(stage.device)) if stage.last else y
+            return loss_fn(y, targets[rows].to(stage.device)) if stage.last and self.shard is None else y
 
         return forward
 
-    def _train(self, tokens: Sequence[torch.Tensor], forward: Forward, loss_gradient: float) -> Ran:
+    def _train(
+        self,
+        tokens: Sequence[torch.Tensor],
+        forward: Forward,
+        targets: Sequence[torch.Tensor],
+        loss_gradient: float,
+    ) -> Ran:
         """Forward and backward of one step; another engine does it in its own way."""
-        return self._run(self.schedule, tokens, forward, loss_gradient)
+        return self._run(self.schedule, tokens, forward, targets, loss_gradient)
 
     def _run(
         self,
         schedule: Schedule,
         tokens: Sequence[torch.Tensor],
         forward: Forward,
+        targets: Sequence[torch.Tensor] | None = None,
         loss_gradient: float = 0.0,
     ) -> Execution:
         rows = [(part.shape[0], part.shape[1]) for part in tokens]
-        messages = Messages(self.wire, self._route(schedule), rows, self._dim, self._dtype, self._device)
-        execution = Execution(self.stages, messages, tokens, forward, loss_gradient)
+        about = (self.wire, self._route(schedule), rows, self._dim, self._dtype, self._device)
+        if self.shard is None:
+            execution = Execution(self.stages, Messages(*about), tokens, forward, loss_gradient)
+        else:
+            spread = Spread(schedule, self.shard, targets, loss_gradient)
+            execution = SpreadExecution(self.stages, self.shard, Messages(*about, spread.form), tokens, forward, spread)
         execution.run(schedule.actions[self.wire.rank])
         return execution
 
@@ -214,6 +233,8 @@ class Pipeline:
             for stage in self.stages.values():
                 stage.model.train(training)
                 stack.enter_context(stage.gradients.step())
+            if self.shard is not None:
+                stack.enter_context(self.shard.gradients.step())
             if self._tied:
                 self._tied.refresh()
             yield

@@ -1,4 +1,5 @@
-"""The one place where messages are sent: activations to the next stage, gradients to the one before.
+"""The one place where messages are sent: activations to the next stage, gradients to the one before, and what the
+shards of a spread head exchange with the last stage.
 
 A `Schedule` fixes which messages each pair of ranks exchanges and in what order, so both ends number them alike: the
 number is the tag, and receives are posted in the sender's order (NCCL has no tags and matches by order). A few receives
@@ -8,7 +9,7 @@ buffers would hold as much and copy. What was sent is let go when an answer show
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,14 +25,17 @@ LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for
 
 
 class Message(NamedTuple):
-    """An activation or gradient for `stage`."""
+    """An activation or gradient for `stage`; or a shard's part of the loss for the last stage, and its answer."""
 
-    kind: Literal["activation", "gradient"]
+    kind: Literal["activation", "gradient", "partial", "normaliser"]
     stage: int
     microbatch: int
+    shard: int | None = None
+    """The shard that sends a partial: the last stage has one from each."""
 
     def __str__(self) -> str:
-        return f"{self.kind} of microbatch {self.microbatch} for stage {self.stage}"
+        source = "" if self.shard is None else f" from shard {self.shard}"
+        return f"{self.kind} of microbatch {self.microbatch} for stage {self.stage}{source}"
 
 
 class Transfer(NamedTuple):
@@ -115,41 +119,51 @@ class Wire:
                 transfer.wait()
 
 
-def _result(action: Action, schedule: Schedule) -> Message | None:
-    """What an action sends on."""
-    if action.kind == "F" and action.stage < schedule.num_stages - 1:
-        return Message("activation", action.stage + 1, action.microbatch)
-    if action.kind in "BI" and action.stage > 0:
-        return Message("gradient", action.stage - 1, action.microbatch)
-    return None
+def _results(action: Action, schedule: Schedule) -> Iterator[Message]:
+    """What an action sends on, in order."""
+    for reader in schedule.outputs(action):
+        if action.kind != "F":
+            yield Message("normaliser" if reader in schedule.shards else "gradient", reader, action.microbatch)
+        elif action.stage in schedule.shards:
+            yield Message("partial", reader, action.microbatch, action.stage)
+        else:
+            yield Message("activation", reader, action.microbatch)
 
 
-def _need(action: Action, schedule: Schedule) -> Message | None:
+def _needs(action: Action, schedule: Schedule) -> Iterator[Message]:
     """What an action waits for."""
-    if action.kind == "F" and action.stage > 0:
-        return Message("activation", action.stage, action.microbatch)
-    if action.kind in "BI" and action.stage < schedule.num_stages - 1:
-        return Message("gradient", action.stage, action.microbatch)
-    return None
+    for source, result in schedule.inputs(action):
+        if source == action.stage:
+            continue
+        if result == "I":
+            yield Message("normaliser" if action.kind == "W" else "gradient", action.stage, action.microbatch)
+        elif source in schedule.shards:
+            yield Message("partial", action.stage, action.microbatch, source)
+        else:
+            yield Message("activation", action.stage, action.microbatch)
 
 
 class Route:
     """What one rank sends and receives during a run of `schedule`, in order; the same for every run of it."""
 
     def __init__(self, schedule: Schedule, rank: int) -> None:
-        place = schedule.placement
         self.targets: dict[Message, tuple[int, int, int]] = {}
         """Of each message sent to another rank: that rank, the tag, and the position of the action there that needs it."""
         self.sources: dict[Message, tuple[int, int]] = {}
         """Of each message from another rank: that rank, and the position of the action there that sends it."""
         self.expected: dict[int, list[Message]] = {}
         """From each other rank, in the order it sends them: the position in the list is the tag."""
-        needed = {_need(action, schedule): at for row in schedule.actions for at, action in enumerate(row)}
+        needed = {
+            message: at
+            for row in schedule.actions
+            for at, action in enumerate(row)
+            for message in _needs(action, schedule)
+        }
         sent = dict.fromkeys(range(schedule.num_ranks), 0)
         for source, row in enumerate(schedule.actions):
-            for at, action in enumerate(row):
-                message = _result(action, schedule)
-                if message is None or (target := place[message.stage]) == source:
+            made = ((at, message) for at, action in enumerate(row) for message in _results(action, schedule))
+            for at, message in made:
+                if (target := schedule.rank_of(message.stage)) == source:
                     continue
                 if source == rank:
                     self.targets[message] = target, sent[target], needed.get(message, len(row))
@@ -172,7 +186,8 @@ class _Incoming:
 class Messages:
     """The messages of one rank during one run.
 
-    `rows[microbatch]` is the `(batch, seq)` of a microbatch; a message is `[batch, seq, dim]` in `dtype` on `device`.
+    `rows[microbatch]` is the `(batch, seq)` of a microbatch; a message is `[batch, seq, dim]` in `dtype` on `device`,
+    unless `form` says otherwise.
     """
 
     def __init__(
@@ -183,9 +198,10 @@ class Messages:
         dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        form: Callable[[Message], tuple[tuple[int, ...], torch.dtype] | None] | None = None,
     ) -> None:
         self.wire, self.route, self.rows = wire, route, rows
-        self.dim, self.dtype, self.device = dim, dtype, device
+        self.dim, self.dtype, self.device, self.form = dim, dtype, device, form
         self.incoming = {source: _Incoming(source, expected) for source, expected in route.expected.items()}
         self.local: dict[Message, torch.Tensor] = {}
         self.sends: dict[
@@ -200,9 +216,14 @@ class Messages:
             if len(incoming.posted) >= LOOKAHEAD and (wanted is None or wanted in incoming.posted):
                 return
             message = incoming.expected[incoming.num_posted]
-            into = torch.empty(*self.rows[message.microbatch], self.dim, dtype=self.dtype, device=self.device)
+            into = self._empty(message)
             incoming.posted[message] = self.wire.receive(into, incoming.source, incoming.num_posted)
             incoming.num_posted += 1
+
+    def _empty(self, message: Message) -> torch.Tensor:
+        form = self.form(message) if self.form else None
+        shape, dtype = form or ((*self.rows[message.microbatch], self.dim), self.dtype)
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def send(self, message: Message, tensor: torch.Tensor) -> None:
         """Hand `tensor` to the rank of the message's stage; does not wait."""

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from forgather_dsl.parallel.deferred import defer
 
-__all__ = ["Key", "Stage"]
+__all__ = ["Key", "Stage", "path_of"]
 
 Key = tuple[int, int, int]
 """(seed, step, global number of the microbatch): with the layer, what dropout is drawn from."""
@@ -26,7 +26,7 @@ Key = tuple[int, int, int]
 class Stage:
     """Stage `index` of `num_stages`: the embedding if first, `layers`, the final norm and the head if last.
 
-    `model` is taken over and cut. Under `autocast` (a dtype or None) the residual stream has that dtype on every
+    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast` (a dtype or None) the residual stream has that dtype on every
     stage, so that sending it changes nothing. `recompute="full"` keeps only the input of each layer for the backward.
     Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
     Raises ValueError when the model holds parameters outside its parts, or shared between stages.
@@ -52,7 +52,7 @@ class Stage:
         self.tied: bool = model.tied
         self.dim: int = model.embed.weight.shape[1]
         self.dtype: torch.dtype = autocast or model.embed.weight.dtype  # of activations
-        self.mirror_name = f"{_path(model, model.head)}.weight" if self.tied and self.last else None
+        self.mirror_name = f"{path_of(model, model.head)}.weight" if self.tied and self.last else None
         _check_parts(model, self.first, self.last, layers)
         self._cut()
         self._materialise()
@@ -78,6 +78,13 @@ class Stage:
             model.to(self.device)
         if self.tied and self.first and self.last:
             model.head.weight = model.embed.weight  # to_empty has made two of it
+
+    @property
+    def described(self) -> str:
+        """For messages."""
+        first, last = self.layers[0], self.layers[-1]
+        layers = f"layers {first} to {last}" if len(self.layers) > 1 else f"layer {first}"
+        return f"stage {self.index} of {self.num_stages} ({layers})"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters to train, each once, under its full name; a tied head's weight is the embedding's to train."""
@@ -115,7 +122,10 @@ class Stage:
         return self.model.embed(x).to(self.dtype) if self.first else x
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.head(self.model.norm(x)) if self.last else x
+        if not self.last:
+            return x
+        x = self.model.norm(x)
+        return x.to(self.dtype) if self.model.head is None else self.model.head(x)
 
     def _layer(self, number: int, x: torch.Tensor, context: Any, key: Key) -> torch.Tensor:
         layer = self.model.layers[number]
@@ -141,7 +151,8 @@ def _reseed(device: torch.device, key: tuple[int, ...]) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-def _path(model: nn.Module, module: nn.Module) -> str:
+def path_of(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module in a model."""
     return next(path for path, candidate in model.named_modules(remove_duplicate=False) if candidate is module)
 
 
@@ -153,7 +164,7 @@ def _check_parts(model: Any, first: bool, last: bool, layers: range) -> None:
     theirs: set[int] = set()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for own, part in parts:
-        for parameter in part.parameters():
+        for parameter in part.parameters() if part is not None else ():  # a spread head is not a stage's
             if own:
                 ours[id(parameter)] = names[id(parameter)]
             else:

@@ -59,7 +59,13 @@ class TorchPipeline(Pipeline):
         self.split = split
         self._runtime: _Runtime | None = None
 
-    def _train(self, tokens: Sequence[torch.Tensor], forward: Forward, loss_gradient: float) -> _Runtime:
+    def _train(
+        self,
+        tokens: Sequence[torch.Tensor],
+        forward: Forward,
+        targets: Sequence[torch.Tensor],
+        loss_gradient: float,
+    ) -> _Runtime:
         shape = tuple(tokens[0].shape)
         if self._runtime is None or self._runtime.shape != shape:  # torch's receive buffers have one shape
             self._runtime = _Runtime(self, shape)

@@ -30,13 +30,19 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The actions of every rank, in order. `placement[stage]` is the rank that holds the stage."""
+    """The actions of every rank, in order. `placement[stage]` is the rank that holds the stage.
+
+    With a spread head `num_shards` is the number of ranks, and stage `num_stages + r` is the shard of the output head
+    on rank r, with actions F and W: see `spread`.
+    """
 
     name: str
     num_stages: int
+    """Stages that hold layers."""
     num_microbatches: int
     placement: tuple[int, ...]
     actions: tuple[tuple[Action, ...], ...]
+    num_shards: int = 0
 
     @property
     def num_ranks(self) -> int:
@@ -47,23 +53,48 @@ class Schedule:
         """The stages that `rank` holds, in order."""
         return tuple(stage for stage, owner in enumerate(self.placement) if owner == rank)
 
+    @property
+    def shards(self) -> range:
+        """The numbers of the stages that are shards of the head."""
+        return range(self.num_stages, self.num_stages + self.num_shards)
 
-def inputs(action: Action, num_stages: int) -> Iterator[tuple[int, str]]:
+    def rank_of(self, stage: int) -> int:
+        """The rank that holds a stage or a shard of the head."""
+        return stage - self.num_stages if stage in self.shards else self.placement[stage]
+
+    def inputs(self, action: Action) -> Iterator[tuple[int, str]]:
+        """What `action` needs: see the function of this name."""
+        return inputs(action, self.num_stages, self.num_shards)
+
+    def outputs(self, action: Action) -> Iterator[int]:
+        """The stages that get a message from `action`, in the order of sending."""
+        stage, last = action.stage, self.num_stages - 1
+        if action.kind == "F":
+            yield from [stage + 1] if stage < last else self.shards if stage == last else [last]
+        elif action.kind in "BI":
+            yield from self.shards if stage == last else ()
+            yield from [stage - 1] if stage > 0 else ()
+
+
+def inputs(action: Action, num_stages: int, num_shards: int = 0) -> Iterator[tuple[int, str]]:
     """(stage, "F" | "I" | "W") results of the same microbatch that `action` needs; a B gives what I and W give."""
-    if action.kind == "F" and action.stage > 0:
-        yield action.stage - 1, "F"
+    stage, last = action.stage, num_stages - 1
+    if action.kind == "F" and stage > 0:
+        yield min(stage - 1, last), "F"
     if action.kind in "BI":
-        yield action.stage, "F"
-        if action.stage < num_stages - 1:
-            yield action.stage + 1, "I"
+        yield stage, "F"
+        if stage < last:
+            yield stage + 1, "I"
+        yield from ((num_stages + shard, "F") for shard in range(num_shards) if stage == last)
     if action.kind == "W":
-        yield action.stage, "I"
+        yield min(stage, last), "I"  # a shard's comes after the last stage has put the loss together
 
 
-def from_rows(name: str, rows: Sequence[Sequence[Action]]) -> Schedule:
-    """A schedule from the actions of each rank; sizes and placement are read off them.
+def from_rows(name: str, rows: Sequence[Sequence[Action]], num_shards: int = 0) -> Schedule:
+    """A schedule from the actions of each rank; sizes and placement are read off them. The last `num_shards` stages
+    are shards of the head, one for each rank.
 
-    Raises ValueError when a stage appears on two ranks or on none.
+    Raises ValueError when a stage appears on two ranks or on none, or a shard on another rank than its own.
     """
     placement: dict[int, int] = {}
     for rank, row in enumerate(rows):
@@ -78,12 +109,16 @@ def from_rows(name: str, rows: Sequence[Sequence[Action]]) -> Schedule:
     missing = sorted(set(range(num_stages)) - set(placement))
     if missing:
         raise ValueError(f"no rank runs stage {missing[0]} of {num_stages}")
+    num_stages -= num_shards
+    if num_shards and [placement.get(num_stages + rank) for rank in range(len(rows))] != list(range(num_shards)):
+        raise ValueError(f"{num_shards} shards of the head on {len(rows)} ranks: there has to be one on each, in order")
     return Schedule(
         name=name,
         num_stages=num_stages,
         num_microbatches=1 + max(action.microbatch for row in rows for action in row),
         placement=tuple(placement[stage] for stage in range(num_stages)),
         actions=tuple(tuple(row) for row in rows),
+        num_shards=num_shards,
     )
 
 
@@ -92,7 +127,7 @@ def to_csv(schedule: Schedule) -> str:
     return "".join(",".join(map(str, row)) + "\n" for row in schedule.actions)
 
 
-def from_csv(text: str, name: str = "csv") -> Schedule:
+def from_csv(text: str, name: str = "csv", num_shards: int = 0) -> Schedule:
     """The schedule written as CSV, one row per rank; empty cells (torch writes them for idle slots) are skipped.
 
     Raises ValueError naming the row and cell that is not a compute action (communication is ours to add).
@@ -106,4 +141,4 @@ def from_csv(text: str, name: str = "csv") -> Schedule:
                 raise ValueError(f"row {number}: {cell!r} is not stage, one of F B I W, microbatch, such as 2F0")
             row.append(Action(int(match[1]), match[2], int(match[3])))  # type: ignore[arg-type]  # matched above
         rows.append(row)
-    return from_rows(name, rows)
+    return from_rows(name, rows, num_shards)

@@ -7,9 +7,9 @@ forward, for the input gradient and for the weight gradient, attention twice as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Costs", "uniform"]
+__all__ = ["Costs", "uniform", "with_shards"]
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,22 @@ def uniform(
         each(forward), each(input_grad), each(weight_grad), each(unit), each(unit), each(0.0),
         (memory_cap,) * ranks, latency, transfer,
     )  # fmt: skip
+
+
+def with_shards(costs: Costs, forward: float, weight_grad: float, kept: float = 0.0, working: float = 0.0) -> Costs:
+    """`costs` of stages without a head, and of one shard of the head for each rank: seconds of its F, which contains the
+    gradient for hidden states, and of its W; bytes from F to W, and on top while F runs.
+    """
+
+    def and_each(values: tuple[float, ...], value: float) -> tuple[float, ...]:
+        return (*values, *(value,) * len(costs.capacity))
+
+    return replace(
+        costs,
+        forward=and_each(costs.forward, forward),
+        input_grad=and_each(costs.input_grad, 0.0),
+        weight_grad=and_each(costs.weight_grad, weight_grad),
+        kept=and_each(costs.kept, kept),
+        owed=and_each(costs.owed, kept),  # no I in between: F takes `kept`, W gives back `owed`
+        working=and_each(costs.working, working),
+    )

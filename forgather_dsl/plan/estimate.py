@@ -64,6 +64,8 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     state = State(experiment, on_gpu)
     schedule, ranges = lay_out(experiment) if layout is None else layout
     stages = [StageCost.of(experiment, size, ranges, stage, state.number_bytes) for stage in range(len(ranges))]
+    if schedule.num_shards:
+        stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state.number_bytes)] * schedule.num_shards
     ranks = []
     for rank in range(schedule.num_ranks):
         own = schedule.stages_of(rank)

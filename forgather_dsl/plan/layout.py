@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 from ..dsl import ConfigError, build
 from ..specs import Experiment, Pipeline
-from ..specs.experiment import num_microbatches
+from ..specs.experiment import num_microbatches, num_shards
 from . import partition
 from .actions import Schedule, from_csv, to_csv
 from .memory import State
+from .model_costs import model_costs
 from .schedules import accumulate
 from .sizes import model_size
+from .spread import spread_head
 
 __all__ = ["Layout", "balanced", "from_dict", "lay_out", "to_dict"]
 
@@ -37,9 +39,12 @@ def lay_out(experiment: Experiment) -> Layout:
     layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, parallel.stages)
     schedule: Any = parallel.schedule
     try:
-        return Layout(_ordered(schedule, parallel.stages, microbatches), layers)
+        built = _ordered(schedule, parallel.stages, microbatches)
     except ValueError as error:
         raise ConfigError(f"parallel.schedule: {error}") from error
+    if num_shards(experiment):
+        built = spread_head(built, model_costs(experiment, built.placement, layers))
+    return Layout(built, layers)
 
 
 @lru_cache(maxsize=64)  # advice tries many experiments that differ in other things
@@ -64,6 +69,8 @@ def balanced(experiment: Experiment, stages: int, time_share: float = 0.5) -> tu
     flops = [part.flops for part, _ in parts]
     stored = [sum(state.bytes_of(part, in_layer)) for part, in_layer in parts]
     all_flops, all_bytes = sum(flops) or 1.0, sum(stored) or 1
+    if num_shards(experiment):
+        flops[-1] = stored[-1] = 0  # every rank has its share
     costs = [time_share * f / all_flops + (1 - time_share) * b / all_bytes for f, b in zip(flops, stored)]
     return partition.split(costs[:-2], stages, embedding=costs[-2], head=costs[-1])
 
@@ -75,12 +82,13 @@ def to_dict(layout: Layout) -> dict[str, Any]:
         "schedule": schedule.name,
         "layers": [[layers.start, layers.stop] for layers in layout.layers],
         "actions": to_csv(schedule).splitlines(),
+        "shards": schedule.num_shards,
     }
 
 
 def from_dict(data: Mapping[str, Any]) -> Layout:
     """The layout that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-    schedule = from_csv("\n".join(data["actions"]), data["schedule"])
+    schedule = from_csv("\n".join(data["actions"]), data["schedule"], data.get("shards", 0))
     layers = tuple(range(start, stop) for start, stop in data["layers"])
     if len(layers) != schedule.num_stages:
         raise ValueError(f"{len(layers)} ranges of layers for {schedule.num_stages} stages")

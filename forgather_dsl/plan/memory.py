@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..specs import BF16, AdamW, BF16Mixed, Experiment, FullRecompute, Muon
+from ..specs.experiment import num_shards
 from .actions import Action
 from .sizes import ModelSize, PartSize
 
@@ -97,6 +98,10 @@ class StageCost(NamedTuple):
         owed = sum(held(layer.owed) for layer in layers) + (held(size.embedding.owed) if first else 0)
         if not last:
             return cls(Held(sum(kept) + held(size.dim), 0), Held(owed, 0), Held(working, 0))
+        if shards := num_shards(experiment):
+            tail = held(size.final_norm.kept + size.dim, size.final_norm.kept_fp32)
+            parts = shards * held(size.dim) + 4 * tokens * size.dim  # combined in fp32
+            return cls(Held(sum(kept) + tail, 0), Held(owed, 0), Held(max(working, parts), 0))
         tail = size.final_norm + size.head
         logits = tokens * 4 * size.vocab_size  # fp32
         return cls(
@@ -104,6 +109,17 @@ class StageCost(NamedTuple):
             owed=Held(owed + held(size.dim), held(size.vocab_size)),
             working=Held(working, 2 * logits),
         )
+
+    @classmethod
+    def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, number_bytes: int) -> StageCost:
+        """One microbatch on the largest shard of a spread head: hidden states and the softmax over its rows, F to W."""
+        rows = -(-size.vocab_size // shards)
+        tokens = experiment.microbatch_size * experiment.seq_len
+        kept = Held(tokens * number_bytes * size.dim, tokens * number_bytes * rows)
+        message = tokens * number_bytes * size.dim
+        return cls(
+            kept, kept, Held(message, tokens * 4 * rows if number_bytes < 4 else 0)
+        )  # F takes kept, W gives owed
 
 
 def peak(actions: Sequence[Action], stages: Sequence[StageCost]) -> Held:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..specs import Experiment, FullRecompute
+from ..specs.experiment import num_shards
 from . import hardware as machines
-from .costs import Costs
+from .costs import Costs, with_shards
 from .hardware import Hardware, Speed
 from .memory import StageCost, State
 from .profile import Profile
@@ -46,7 +47,8 @@ def model_costs(
     profile: Mapping[str, Any] | None = None,
     hardware: Hardware | None = None,
 ) -> Costs:
-    """Costs of one microbatch per stage; stage s is on rank placement[s] and has the layers layers[s].
+    """Costs of one microbatch per stage; stage s is on rank placement[s] and has the layers layers[s]. With a spread head
+    its shards follow, one for each rank: their F contains the gradient for hidden states.
 
     `hardware` replaces the experiment's own. `profile` (measured seconds, see `profile.Profile`) replaces modelled times.
 
@@ -70,7 +72,7 @@ def model_costs(
         rooms.append(capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu))
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     latency, rate = link(found, measured)
-    return Costs(
+    costs = Costs(
         forward=tuple(s.forward for s in seconds),
         input_grad=tuple(s.input_grad for s in seconds),
         weight_grad=tuple(s.weight_grad for s in seconds),
@@ -81,6 +83,21 @@ def model_costs(
         latency=latency if ranks > 1 else 0.0,
         transfer=message / rate if ranks > 1 else 0.0,
     )
+    if not num_shards(experiment):
+        return costs
+    slowest = min(speeds, key=lambda speed: speed.flops)
+    return _with_shards(experiment, size, costs, state, slowest, measured)
+
+
+def _with_shards(
+    experiment: Experiment, size: ModelSize, costs: Costs, state: State, speed: Speed, measured: Profile | None
+) -> Costs:
+    shards = num_shards(experiment)
+    tokens = experiment.microbatch_size * experiment.seq_len
+    whole = Seconds(*measured.head) if measured else _head_seconds(size, tokens, state, speed)
+    held = StageCost.of_shard(experiment, size, shards, state.number_bytes)
+    forward, weight_grad = (whole.forward + whole.input_grad) / shards, whole.weight_grad / shards
+    return with_shards(costs, forward, weight_grad, float(sum(held.kept)), float(sum(held.working)))
 
 
 def link(found: Hardware, measured: Profile | None = None) -> tuple[float, float]:
@@ -104,14 +121,16 @@ def _stage_seconds(
     first, last = stage == 0, stage == len(layers) - 1
     if measured is not None:
         parts = [Seconds(*measured.layers[index]) for index in layers[stage]]
-        parts += [Seconds(*measured.embedding)] * first + [Seconds(*measured.head)] * last
+        parts += [Seconds(*measured.embedding)] * first + [Seconds(*measured.head)] * (
+            last and not num_shards(experiment)
+        )
         return sum(parts, Seconds())
     tokens = experiment.microbatch_size * experiment.seq_len
     again = isinstance(experiment.recompute, FullRecompute)
     parts = [_layer_seconds(size.layers[index], tokens, state, speed, again) for index in layers[stage]]
     if first:
         parts.append(_moved(W=10 * tokens * size.dim, speed=speed))  # adds rows: reads bf16 and fp32, writes fp32
-    if last:
+    if last and not num_shards(experiment):
         parts.append(_head_seconds(size, tokens, state, speed))
     return sum(parts, Seconds())
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..specs import Experiment
+from ..specs.experiment import num_shards
 from .hardware import GIB
 from .memory import State
 from .sizes import ModelSize, PartSize
@@ -39,13 +40,18 @@ def resident(
     parts += [(size.layers[index], True) for stage in own for index in ranges[stage]]
     last = len(ranges) - 1 in own
     parts += [(size.embedding, False)] * (0 in own) + [(size.final_norm, False)] * last
-    if last and not (size.tied and 0 in own):
+    shards = num_shards(experiment)
+    if shards:
+        parts.append((size.head_shard(shards), False))
+    elif last and not (size.tied and 0 in own):
         parts.append((size.head, False))
     weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
     if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
         optimizer -= state.bytes_of(size.head, False)[2]
     beside = [other for stage in own for other in (stage - 1, stage + 1)]
     neighbours = sum(0 <= stage < len(ranges) and stage not in own for stage in beside)
+    if shards:  # hidden states from the last stage, which has a message from every shard
+        neighbours += shards - 1 if last else 1
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     return Resident(weights, gradients, optimizer, POSTED * neighbours * message, state.temporary(parts))
 

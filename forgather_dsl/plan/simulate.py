@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from forgather_dsl.plan.actions import Action, Schedule
 from forgather_dsl.plan.costs import Costs
+from forgather_dsl.plan.spread_times import Course, most_held
 from forgather_dsl.plan.timing import Timing
 
 __all__ = ["Interval", "Simulation", "durations", "simulate"]
@@ -78,7 +79,7 @@ def durations(
 
 def _plain(schedule: Schedule, table: dict[str, list[float]], latency: float) -> Costs:
     """Costs of durations alone: a byte per (stage, microbatch), no matter how many."""
-    one, none = (1.0,) * schedule.num_stages, (0.0,) * schedule.num_stages
+    one, none = (1.0,) * len(table["F"]), (0.0,) * len(table["F"])
     forward, input_grad, weight_grad = (tuple(table[kind]) for kind in "FIW")
     no_limit = (float("inf"),) * schedule.num_ranks
     return Costs(forward, input_grad, weight_grad, one, one, none, no_limit, latency)
@@ -103,6 +104,20 @@ def _in_order(row: Sequence[Action]) -> int:
     return len(row)
 
 
+def _course(schedule: Schedule, costs: Costs) -> tuple[list[list[float]], tuple[float, ...]]:
+    """When each action starts, up to where a rank waits for ever, and the most that each rank holds."""
+    timing = Timing(costs, schedule.placement, schedule.num_microbatches)
+    rows = [[timing.number(action) for action in row[: _in_order(row)]] for row in schedule.actions]
+    starts: list[list[float]] = [[] for _ in rows]
+    timing.run(rows, starts)
+    return starts, tuple(map(timing.most_held, rows))
+
+
+def _spread_course(schedule: Schedule, costs: Costs) -> tuple[list[list[float]], tuple[float, ...]]:
+    course = Course(schedule, costs)
+    return course.finish(schedule.actions), tuple(most_held(course, row) for row in schedule.actions)
+
+
 def simulate(
     schedule: Schedule,
     costs: Costs | float | Sequence[float] = 1.0,
@@ -110,18 +125,15 @@ def simulate(
     weight_grad: float | Sequence[float] = 1.0,
     communication: float = 0.0,
 ) -> Simulation:
-    """Run the schedule on paper, under `costs`. Or under plain durations, one number for every stage or one per stage:
+    """Run the schedule on paper, under `costs` of its stages and then of its shards, if any. Or under plain durations, one number for every stage or one per stage:
     then `costs` is that of F, and `communication` the time a message takes between two ranks.
 
     Raises ValueError when the schedule deadlocks, naming the action each rank is stuck at.
     """
     if not isinstance(costs, Costs):
-        table = durations(schedule.num_stages, costs, input_grad, weight_grad)
+        table = durations(schedule.num_stages + schedule.num_shards, costs, input_grad, weight_grad)
         costs = _plain(schedule, table, communication)
-    timing = Timing(costs, schedule.placement, schedule.num_microbatches)
-    rows = [[timing.number(action) for action in row[: _in_order(row)]] for row in schedule.actions]
-    starts: list[list[float]] = [[] for _ in rows]
-    timing.run(rows, starts)
+    starts, held = (_spread_course if schedule.num_shards else _course)(schedule, costs)
     stuck = [(rank, len(begun)) for rank, begun in enumerate(starts) if len(begun) < len(schedule.actions[rank])]
     if stuck:
         where = ", ".join(f"rank {rank} at {schedule.actions[rank][index]}" for rank, index in stuck)
@@ -130,7 +142,6 @@ def simulate(
         tuple(Interval(action, start, start + costs.seconds(action.kind, action.stage)) for action, start in zip(*line))
         for line in zip(schedule.actions, starts)
     )
-    held = tuple(map(timing.most_held, rows))
     return Simulation(
         makespan=max((line[-1].end for line in timeline if line), default=0.0),
         busy=tuple(sum(interval.end - interval.start for interval in line) for line in timeline),

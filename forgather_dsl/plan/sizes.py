@@ -55,6 +55,11 @@ class ModelSize(NamedTuple):
         parts = (self.embedding, *self.layers, self.final_norm)
         return sum(part.parameters for part in parts) + head
 
+    def head_shard(self, count: int) -> PartSize:
+        """The largest of `count` shards of the head, cut by rows of the vocabulary as evenly as can be."""
+        rows = -(-self.vocab_size // count)
+        return PartSize(matrices=rows * self.dim, kept=self.dim, owed=self.dim + rows, flops=2 * rows * self.dim)
+
 
 def model_size(model: Any, seq_len: int) -> ModelSize:
     """Sizes of a model's spec. A model that is not known counts as its embedding and head alone."""

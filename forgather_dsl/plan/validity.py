@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from forgather_dsl.plan.actions import Action, Schedule, inputs
+from forgather_dsl.plan.actions import Action, Schedule
 
 __all__ = ["check", "problems"]
 
@@ -31,7 +31,7 @@ def problems(schedule: Schedule, memory_cap: float = float("inf")) -> list[str]:
 
     Every stage runs F and either B or I and W once per microbatch, on its own rank. The F, the I or B, and the W or B of
     a stage each come in microbatch order, since a sum of gradients has to be taken in one order whatever the schedule.
-    Every action gets its turn. No rank holds more than `memory_cap` (stage, microbatch) pairs from F to W.
+    A shard of the head runs F and W. Every action gets its turn. No rank holds more than `memory_cap` (stage, microbatch) pairs from F to W.
     """
     kinds = (_misplaced, _incomplete, _disordered, _stuck)
     found = [problem for kind in kinds for problem in _few(list(kind(schedule)))]
@@ -43,36 +43,42 @@ def _few(found: Sequence[str]) -> list[str]:
     return [*found[:SHOWN], *([f"and {more} more of this kind"] if more > 0 else [])]
 
 
+def _stages(schedule: Schedule) -> int:
+    return schedule.num_stages + schedule.num_shards
+
+
 def _known(schedule: Schedule) -> Iterator[tuple[int, Action]]:
     """(rank, action) of those that are about a stage and microbatch of the schedule."""
     for rank, row in enumerate(schedule.actions):
         for action in row:
-            if 0 <= action.stage < schedule.num_stages and 0 <= action.microbatch < schedule.num_microbatches:
+            if 0 <= action.stage < _stages(schedule) and 0 <= action.microbatch < schedule.num_microbatches:
                 yield rank, action
 
 
 def _misplaced(schedule: Schedule) -> Iterator[str]:
-    sizes = f"{schedule.num_stages} stages x {schedule.num_microbatches} microbatches"
+    sizes = f"{_stages(schedule)} stages x {schedule.num_microbatches} microbatches"
     known = set(_known(schedule))
     for rank, row in enumerate(schedule.actions):
         for action in row:
             if (rank, action) not in known:
                 yield f"{action} on rank {rank} is outside {sizes}"
-            elif schedule.placement[action.stage] != rank:
-                yield f"{action} is on rank {rank}, its stage on rank {schedule.placement[action.stage]}"
+            elif schedule.rank_of(action.stage) != rank:
+                yield f"{action} is on rank {rank}, its stage on rank {schedule.rank_of(action.stage)}"
 
 
 def _incomplete(schedule: Schedule) -> Iterator[str]:
     counts: dict[Action, int] = {}
     for _, action in _known(schedule):
         counts[action] = counts.get(action, 0) + 1
-    for stage in range(schedule.num_stages):
-        rank = schedule.placement[stage]
+    for stage in range(_stages(schedule)):
+        rank = schedule.rank_of(stage)
         for microbatch in range(schedule.num_microbatches):
             f, b, i, w = (counts.get(Action(stage, kind, microbatch), 0) for kind in ("F", "B", "I", "W"))
             if f != 1:
                 yield f"{Action(stage, 'F', microbatch)} of rank {rank} occurs {f} times, not once"
-            if (b, i, w) not in ((1, 0, 0), (0, 1, 1)):
+            if stage in schedule.shards and (b, i, w) != (0, 0, 1):
+                yield f"{stage} is a shard of the head, on rank {rank}: it takes W{microbatch} once, no B and no I"
+            elif stage not in schedule.shards and (b, i, w) not in ((1, 0, 0), (0, 1, 1)):
                 yield (
                     f"{Action(stage, 'B', microbatch)} of rank {rank} occurs {b} times, its I {i} and its W {w} times: "
                     f"it takes one B, or one I and one W"
@@ -120,7 +126,7 @@ def _stuck(schedule: Schedule) -> Iterator[str]:
 
 
 def _lacks(action: Action, schedule: Schedule, missing: set[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
-    needed = [(stage, result, action.microbatch) for stage, result in inputs(action, schedule.num_stages)]
+    needed = [(stage, result, action.microbatch) for stage, result in schedule.inputs(action)]
     return [result for result in needed if result in missing]
 
 
@@ -128,8 +134,8 @@ def _too_full(schedule: Schedule, memory_cap: float) -> Iterator[str]:
     for rank, row in enumerate(schedule.actions):
         held = 0
         for action in row:
-            held += action.kind == "F"
+            held += action.kind == "F" and action.stage not in schedule.shards
             if held > memory_cap:
                 yield f"rank {rank} holds {held} microbatches of its stages at {action}, more than {memory_cap:g}"
                 break
-            held -= action.kind in "BW"
+            held -= action.kind in "BW" and action.stage not in schedule.shards

@@ -17,6 +17,7 @@ from .training import (
     CrossEntropy,
     Loss,
     LRSchedule,
+    Muon,
     NoRecompute,
     Optimizer,
     Precision,
@@ -111,6 +112,26 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
             yield "parallel.stages", f"{parallel.stages} stages for {layers} layers; every stage needs one"
         if parallel.cuts is not None and sum(parallel.cuts) != layers:
             yield "parallel.cuts", f"{parallel.cuts} adds up to {sum(parallel.cuts)}, the model has {layers} layers"
+        if parallel.spread_head:
+            yield from (("parallel.spread_head", reason) for reason in self.__not_spreadable__(parallel.stages))
+
+    def __not_spreadable__(self, ranks: int) -> Any:
+        """Why the head cannot be cut into shards, or the result would not be that of one process."""
+        if ranks == 1:
+            yield "there is one rank, so nothing to spread the head over; leave it out, or write stages=2 or more"
+        if getattr(self.model, "tie_embeddings", False):
+            yield "a head tied to the embedding cannot be spread; leave it out, or write tie_embeddings=False"
+        if self.model.vocab_size < ranks:
+            yield f"{self.model.vocab_size} rows of the head do not go round {ranks} ranks; leave it out"
+        if type(self.loss).__target__ != CrossEntropy.__target__:
+            name = type(self.loss).__name__
+            yield f"the shards compute cross entropy themselves, not {name}; leave it out, or write loss=CrossEntropy()"
+        if type(self.optimizer).__target__ not in (AdamW.__target__, Muon.__target__):
+            name = type(self.optimizer).__name__
+            yield (
+                f"{name} is not known to treat every number of the head by itself, so shards would not learn what the "
+                "whole learns; leave it out, or write optimizer=AdamW() or Muon()"
+            )
 
 
 def divisors(number: int) -> str:
@@ -121,6 +142,12 @@ def divisors(number: int) -> str:
 def world_size(experiment: Experiment) -> int:
     """How many ranks an experiment runs on."""
     return experiment.parallel.stages if isinstance(experiment.parallel, Pipeline) else 1
+
+
+def num_shards(experiment: Experiment) -> int:
+    """Shards of the output head, one for each rank of a pipeline; 0 when the last stage has it whole."""
+    parallel = experiment.parallel
+    return parallel.stages if isinstance(parallel, Pipeline) and parallel.spread_head else 0
 
 
 def num_microbatches(experiment: Experiment) -> int:

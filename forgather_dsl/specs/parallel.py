@@ -57,10 +57,13 @@ class Pipeline(Parallel):
     engine: str = attrs.field(
         default="own", validator=attrs.validators.in_(("own", "torch"))
     )  # what runs training steps
+    spread_head: bool = False  # the output head cut by rows of the vocabulary, a shard on every rank
 
     def __check__(self) -> Any:
         if self.engine == "torch" and self.stages == 1:
             yield "engine", "torch's runtime needs two ranks or more, this pipeline has one; leave it out"
+        if self.engine == "torch" and self.spread_head:
+            yield "spread_head", "torch's runtime has no shards of a head; leave it out, or write engine='own'"
         if self.cuts is not None and len(self.cuts) != self.stages:
             yield "cuts", f"{len(self.cuts)} numbers for {self.stages} stages; give one number of layers for each stage"
         if self.cuts is not None and any(n < 1 for n in self.cuts):

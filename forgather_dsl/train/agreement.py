@@ -42,7 +42,9 @@ class Ranks:
     def __init__(self, world: World, names: list[str]) -> None:
         self.world_info, self.rank, self.world = world, world.rank, world.size
         everyone = self.gather(names)
-        self.names = sorted(name for part in everyone for name in part)
+        self.names = sorted(
+            {name for part in everyone for name in part}
+        )  # a spread head is on every rank: squares add up
         self._slot = {name: i for i, name in enumerate(self.names)}
 
     def gather(self, value: Any) -> list[Any]:

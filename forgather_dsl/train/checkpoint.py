@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and one JSON manifest, committed by a rename, verified by hash before anything is loaded.
 
-Every rank writes the tensors it owns under full parameter names, so a checkpoint loads into any number of stages.
+Every rank writes the tensors it owns under full parameter names, and of a slice of a tensor the manifest says where it
+belongs, so a checkpoint loads into any number of stages and shards.
 `checkpoints/step-00000100/` holds `rank-0.safetensors`, ... and `manifest.json`, which is written last.
 """
 
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from safetensors import safe_open
@@ -37,6 +40,14 @@ class Ranks(Protocol):
         ...
 
 
+class Slice(NamedTuple):
+    """A box of a tensor that is spread over ranks. Tensors without dimensions are never sliced."""
+
+    shape: tuple[int, ...]  # of the whole tensor
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 class Saved(NamedTuple):
     """A verified checkpoint."""
 
@@ -50,16 +61,56 @@ class Saved(NamedTuple):
             with safe_open(os.path.join(self.path, name), framework="pt") as file:
                 yield from file.keys()
 
-    def tensors(self, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """(key, tensor on CPU) for each wanted key. Raises UserError for keys that are not there."""
+    def tensors(
+        self, wanted: Iterable[str], slices: Mapping[str, Slice] = MappingProxyType({})
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(key, tensor on CPU) for each wanted key, of those in `slices` only that part, however the tensor was stored.
+
+        Raises UserError for what is not there.
+        """
         left = set(wanted)
+        begun: dict[str, _Assembly] = {}
         for name in self.manifest["files"]:
+            stored = self.manifest.get("slices", {}).get(name, {})
             with safe_open(os.path.join(self.path, name), framework="pt") as file:
                 for key in sorted(left & set(file.keys())):
-                    left.discard(key)
-                    yield key, file.get_tensor(key)
+                    shape = tuple(file.get_slice(key).get_shape())
+                    part = file.get_slice(key) if key in stored or (key in slices and shape) else file.get_tensor(key)
+                    whole, offset = stored.get(key, (shape, [0] * len(shape)))
+                    if key not in begun:
+                        box = Slice(tuple(whole), (0,) * len(shape), tuple(whole))
+                        begun[key] = _Assembly(slices.get(key, box) if shape else box)
+                    if begun[key].add(part, tuple(whole), offset, shape):
+                        left.discard(key)
+                        yield key, begun.pop(key).tensor
         if left:
             raise UserError(f"{self.path} lacks {len(left)} tensors: {', '.join(sorted(left)[:5])}", exit_code=4)
+
+
+class _Assembly:
+    """A tensor, or the slice of one that is wanted, put together from stored slices."""
+
+    def __init__(self, wanted: Slice) -> None:
+        self.wanted, self.missing = wanted, math.prod(wanted.size)
+        self.tensor: Any = None
+
+    def add(self, part: Any, whole: tuple[int, ...], offset: Sequence[int], size: tuple[int, ...]) -> bool:
+        """Take what the stored slice has of it; whether that was all. `part` reads from the file what is indexed."""
+        if whole != self.wanted.shape:
+            raise UserError(f"a tensor of shape {whole} is stored where {self.wanted.shape} is needed", exit_code=4)
+        starts = [max(a, b) for a, b in zip(offset, self.wanted.offset)]
+        stops = [min(a + n, b + m) for a, n, b, m in zip(offset, size, *self.wanted[1:])]
+        if any(stop <= start for start, stop in zip(starts, stops)):
+            return not self.missing
+        found = part[tuple(slice(i - o, j - o) for i, j, o in zip(starts, stops, offset))]
+        self.missing -= found.numel()
+        if self.tensor is None and not self.missing:
+            self.tensor = found
+        else:
+            if self.tensor is None:
+                self.tensor = found.new_empty(self.wanted.size)
+            self.tensor[tuple(slice(i - o, j - o) for i, j, o in zip(starts, stops, self.wanted.offset))] = found
+        return not self.missing
 
 
 def save(
@@ -70,6 +121,7 @@ def save(
     scalars: dict[str, Any],
     ranks: Ranks,
     keep: int,
+    slices: Mapping[str, Slice] = MappingProxyType({}),
 ) -> str:
     """Write one checkpoint from all ranks and return its path.
 
@@ -78,6 +130,7 @@ def save(
         state: the same on every rank (loader position, tokens, elapsed seconds), JSON-able.
         scalars: this rank's optimizer scalars, by parameter name.
         keep: how many of the newest stay.
+        slices: where those of this rank's tensors belong that are a part of a larger one.
     """
     final = os.path.join(folder, f"step-{step:08d}")
     partial = os.path.join(folder, f".step-{step:08d}.partial")
@@ -91,6 +144,7 @@ def save(
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, os.path.join(partial, name))
         _sync(os.path.join(partial, name))
         mine = {"file": name, "sha256": _hash(os.path.join(partial, name)), "scalars": scalars}
+        mine["slices"] = {key: slices[key][:2] for key, tensor in tensors.items() if key in slices and tensor.ndim}
     except OSError as failure:
         error, mine = str(failure), {}
     everyone = ranks.gather((mine, error))
@@ -110,6 +164,7 @@ def _commit(partial: str, final: str, step: int, state: dict[str, Any], parts: l
         "step": step,
         "state": state,
         "files": {part["file"]: part["sha256"] for part in parts},
+        "slices": {part["file"]: part["slices"] for part in parts if part["slices"]},
         "scalars": {name: value for part in parts for name, value in part["scalars"].items()},
     }
     path = os.path.join(partial, "manifest.json")

@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,15 @@ from ..errors import UserError
 from ..models.init import initialise
 from ..parallel.group import World, join, leave, pipeline_group
 from ..parallel.interpreter import Pipeline
+from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute
+from ..specs import Experiment, FullRecompute, Muon
 from . import checkpoint
 from .agreement import Ranks
 from .directory import read_layout
 from .master import ExactMaster
-from .optimizers import named_states, parameter_groups
+from .optimizers import named_states, parameter_groups, role
 from .prepare import Prepared, prepare
 
 
@@ -98,7 +99,15 @@ class Session:
         kind = type(self.experiment.optimizer).__name__
         state = {"data": data, "optimizer": kind, "tokens": self.tokens, "seconds": self.elapsed()}
         folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
-        return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep)
+        return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep, self._slices(tensors))
+
+    def _slices(self, keys: Iterable[str]) -> dict[str, checkpoint.Slice]:
+        """Of which tensors this rank holds a slice: weight and optimizer state of a spread head."""
+        shard = self.pipeline.shard
+        if shard is None:
+            return {}
+        mine = checkpoint.Slice(shard.shape, (shard.rows.start, 0), (len(shard.rows), shard.dim))
+        return {key: mine for key in keys if shard.name in (key.removeprefix("weights/"), _owner(key))}
 
     def _set_weight(self, name: str, value: torch.Tensor) -> None:
         if isinstance(self.optimizer, ExactMaster) and self.parameters[name].requires_grad:
@@ -113,7 +122,7 @@ class Session:
         weights = {f"weights/{name}": p for name, p in self.parameters.items()}
         same = saved.manifest["state"]["optimizer"] == type(self.experiment.optimizer).__name__
         ours = [k for k in saved.stored() if same and k.startswith("optimizer/") and _owner(k) in states]
-        for key, tensor in saved.tensors([*weights, *ours]):
+        for key, tensor in saved.tensors([*weights, *ours], self._slices([*weights, *ours])):
             if key in weights:
                 self._set_weight(key.removeprefix("weights/"), tensor)
                 continue
@@ -157,15 +166,35 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World) -> Pipeline:
     precision = build(experiment.precision)
     autocast = precision.autocast(world.device)
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
-    stages = []
+    stages: list[Stage | HeadShard] = []
     for index in schedule.stages_of(world.rank):
         with torch.device("meta"):
             model: Any = build(experiment.model)
         model.to(precision.parameters)
+        if schedule.num_shards:
+            model.head = None
         stage = Stage(model, index, schedule.num_stages, layers[index], world.device, autocast, recompute)
         initialise(model, experiment.seed)
         stages.append(stage)
+    stages += [_shard(experiment, layout, world, index) for index in schedule.shards[world.rank : world.rank + 1]]
     return _engine(experiment)(stages, schedule, experiment.seed, pipeline_group(world, schedule.num_ranks))
+
+
+def _shard(experiment: Experiment, layout: Layout, world: World, index: int) -> HeadShard:
+    """This rank's rows of the head."""
+    precision = build(experiment.precision)
+    with torch.device("meta"):
+        model: Any = build(experiment.model)
+    model.to(precision.parameters)
+    autocast, shards = precision.autocast(world.device), layout.schedule.num_shards
+    shard = HeadShard(model, index, world.rank, shards, world.device, autocast)
+    if isinstance(experiment.optimizer, Muon) and role(shard.name, shard.weight) == "matrix":
+        raise UserError(
+            f"parallel.spread_head: Muon would take {shard.name} for a matrix of a layer, and a shard of it cannot be made "
+            "orthogonal by itself; name the head lm_head, or write optimizer=AdamW()"
+        )
+    shard.initialise(experiment.seed)
+    return shard
 
 
 def _engine(experiment: Experiment) -> type[Pipeline]:

@@ -195,5 +195,5 @@ def test_misuse_is_explained():
         pipeline.sample(torch.tensor([1, 2, 3]), 4, lambda logits: 0)
     with pytest.raises(ValueError, match=r"rank 0 of 1 holds stages \[0, 1\]; schedule 1F1B has 2 ranks"):
         Pipeline(stages(2), one_f_one_b(2, 4), seed=0)
-    with pytest.raises(ValueError, match="0B0 occurs 0 times"):
+    with pytest.raises(ValueError, match="0B0 of rank 0 occurs 0 times"):
         Pipeline(stages(1), from_rows("half", [accumulate(1).actions[0][:1]]), seed=0)

@@ -86,13 +86,16 @@ def zero_bubble(
     return search.best(microbatches, durations(ranks, forward, input_grad, weight_grad), communication, cap)
 
 
-def forwards(placement: Sequence[int], microbatches: int) -> Schedule:
+def forwards(placement: Sequence[int], microbatches: int, num_shards: int = 0) -> Schedule:
     """Forwards alone, for evaluation and generation under any placement of stages (not for `check`).
 
     Ordered as a wave: stage + microbatch is the time it would run in lockstep, so no order of waiting can be a circle.
+    The shards of a spread head all come after the last stage.
     """
-    rows: list[list[Action]] = [[] for _ in range(max(placement) + 1)]
-    wave = sorted((stage + k, -stage, k) for stage in range(len(placement)) for k in range(microbatches))
+    stages = len(placement)
+    places = (*placement, *range(num_shards))
+    rows: list[list[Action]] = [[] for _ in range(max(places) + 1)]
+    wave = sorted((min(s, stages) + k, -s, k) for s in range(len(places)) for k in range(microbatches))
     for _, negative_stage, k in wave:
-        rows[placement[-negative_stage]].append(Action(-negative_stage, "F", k))
-    return from_rows("Forwards", rows)
+        rows[places[-negative_stage]].append(Action(-negative_stage, "F", k))
+    return from_rows("Forwards", rows, num_shards)

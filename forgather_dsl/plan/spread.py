@@ -1,0 +1,134 @@
+"""Spreads the output head over the ranks of a schedule: a pass that puts the actions of the shards into its rows.
+
+In: any valid schedule, and `Costs` of its stages (the last without the head) followed by one shard per rank. Out: the same
+order of F, I and B, with shard S + r on rank r: its F when the last stage's hidden state is there, its W, as those of
+the layers, where the rank would wait. The parts of all shards have to be back before the last stage's backward, so
+backwards may move behind a few more forwards. Rows grow in simulated time, so they cannot deadlock; the best of a small
+grid of policies is taken. After Yeung et al., arXiv 2411.05288, who insert by hand what is greedy here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from .actions import Action, Schedule
+from .costs import Costs
+from .spread_times import NEVER, Course, most_held
+
+__all__ = ["spread_head"]
+
+
+class _Policy(NamedTuple):
+    delay: int  # forwards of a rank that every backward moves behind
+    shard_first: bool  # a shard's F goes before a ready forward of the layers
+    patience: float  # rather than start a W, wait for what comes within this share of it
+
+
+def spread_head(schedule: Schedule, costs: Costs) -> Schedule:
+    """`schedule` with its head spread over all ranks: the shortest step found that is within every rank's capacity, or
+    the one that exceeds it least. Raises ValueError when `costs` are not of its stages and one shard per rank.
+    """
+    ranks, stages = schedule.num_ranks, schedule.num_stages
+    if schedule.num_shards or costs.num_stages != stages + ranks:
+        raise ValueError(
+            f"schedule {schedule.name} has {stages} stages, {schedule.num_shards} shards and {ranks} ranks; spreading "
+            f"its head takes costs of {stages + ranks} stages, not {costs.num_stages}"
+        )
+    chunks = stages // ranks
+    bare = replace(schedule, num_shards=ranks, actions=((),) * ranks)
+    best: tuple[tuple[float, float, float], Schedule] | None = None
+    for delay, shard_first, patience in itertools.product(range(2 * chunks + 2), (True, False), (0.0, 0.5, 1.0)):
+        found = _inserted(schedule, bare, costs, _Policy(delay, shard_first, patience))
+        if found is None:
+            continue
+        course = Course(bare, costs)
+        held = [most_held(course, row) for row in found.actions]
+        over = max(most / can if can < NEVER else 0.0 for most, can in zip(held, costs.capacity))
+        course.finish(found.actions)
+        score = (max(0.0, over - 1), round(max(course.now), 12), max(held))
+        if best is None or score < best[0]:
+            best = score, found
+    assert best is not None  # a delay of 0 keeps the order of the schedule, which is valid
+    return best[1]
+
+
+def _delayed(row: Sequence[Action], delay: int) -> tuple[list[Action], dict[int, list[Action]]]:
+    """F, I and B of a rank, every backward behind `delay` more forwards; and the W of each stage, in order."""
+    forwards = [action for action in row if action.kind == "F"]
+    order: list[Action] = []
+    weights: dict[int, list[Action]] = {}
+    done = seen = 0
+    for action in row:
+        if action.kind == "F":
+            seen += 1
+        elif action.kind == "W":
+            weights.setdefault(action.stage, []).append(action)
+        else:
+            order += forwards[done : seen + delay]
+            done = max(done, min(seen + delay, len(forwards)))
+            order.append(action)
+    return order + forwards[done:], weights
+
+
+class _Rank:
+    """What a rank has still to do; lists are popped from their end."""
+
+    def __init__(self, row: Sequence[Action], delay: int, shard: int, microbatches: int) -> None:
+        order, weights = _delayed(row, delay)
+        self.order = order[::-1]
+        self.shard_forwards = [Action(shard, "F", k) for k in reversed(range(microbatches))]
+        shard_weights = [Action(shard, "W", k) for k in reversed(range(microbatches))]
+        self.weights = [shard_weights, *(actions[::-1] for actions in weights.values())]
+        self.row: list[Action] = []
+        self.held = 0.0
+
+
+def _inserted(schedule: Schedule, bare: Schedule, costs: Costs, policy: _Policy) -> Schedule | None:
+    """One greedy run; None when the delay makes a circle of waiting."""
+    course = Course(bare, costs)
+    ranks = [
+        _Rank(row, policy.delay, shard, schedule.num_microbatches) for row, shard in zip(schedule.actions, bare.shards)
+    ]
+    while True:
+        choices = [_choose(course, rank, costs.capacity[i], policy) for i, rank in enumerate(ranks)]
+        start, index = min((choice[0], i) for i, choice in enumerate(choices))
+        if start == NEVER:
+            break
+        rank, queue = ranks[index], choices[index][1]
+        action = queue.pop()
+        course.run(action, start)
+        rank.row.append(action)
+        enters, _, leaves = course.bytes_change(action)
+        rank.held += enters + leaves
+    if any(rank.order or rank.shard_forwards or any(rank.weights) for rank in ranks):
+        return None
+    return replace(bare, actions=tuple(tuple(rank.row) for rank in ranks))
+
+
+def _choose(course: Course, rank: _Rank, capacity: float, policy: _Policy) -> tuple[float, list[Action]]:
+    """When the rank starts something next, and the queue whose turn it is."""
+
+    def begin(queue: list[Action]) -> float:
+        return course.start(queue[-1]) if queue else NEVER
+
+    order, shard = begin(rank.order), begin(rank.shard_forwards)
+    shard_wins = shard < order or (
+        shard == order and shard < NEVER and (policy.shard_first or rank.order[-1].kind != "F")
+    )
+    start, queue = (shard, rank.shard_forwards) if shard_wins else (order, rank.order)
+    weights = [(begin(w), w) for w in rank.weights if w]
+    if not weights:
+        return start, queue
+    first = min(time for time, _ in weights)
+    if start < NEVER and queue[-1].kind == "F" and rank.held + sum(course.bytes_change(queue[-1])[:2]) > capacity:
+        return min(((time, w) for time, w in weights), key=lambda pair: pair[0]) if first < NEVER else (start, queue)
+    gap = start - first
+    ready = [(course.costs.seconds("W", w[-1].stage), time, w) for time, w in weights if time <= first]
+    fitting = [option for option in ready if option[0] * policy.patience <= gap]
+    if first >= start or not fitting:
+        return start, queue
+    _, time, chosen = max(fitting, key=lambda option: (min(option[0], gap), option[0] <= gap))
+    return time, chosen
