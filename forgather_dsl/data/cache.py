@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from forgather_dsl.errors import UserError
+from forgather_dsl.plan.cached import cache_root  # noqa: F401  the root of this cache too
 
 try:
     import fcntl
@@ -24,14 +25,6 @@ except ImportError:  # Windows
     fcntl = None
 
 T = TypeVar("T")
-
-
-def cache_root() -> Path:
-    """`$FORGATHER_CACHE`, else `$XDG_CACHE_HOME/forgather_dsl`, else `~/.cache/forgather_dsl`."""
-    if chosen := os.environ.get("FORGATHER_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "forgather_dsl"
 
 
 def key(**parts: Any) -> str:

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from ..dsl import ConfigError, build
 from ..specs import Experiment, Pipeline
 from ..specs.experiment import num_microbatches, num_shards
+from ..specs.parallel import Searched
 from . import partition
 from .actions import Schedule, from_csv, to_csv
+from .costs import Costs
 from .memory import State
 from .model_costs import model_costs
+from .profile import read_profile
 from .schedules import accumulate
 from .sizes import model_size
 from .spread import spread_head
@@ -36,10 +39,14 @@ def lay_out(experiment: Experiment) -> Layout:
     microbatches, parallel = num_microbatches(experiment), experiment.parallel
     if not isinstance(parallel, Pipeline):
         return Layout(accumulate(microbatches), (range(experiment.model.num_layers),))
-    layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, parallel.stages)
     schedule: Any = parallel.schedule
+    placement = schedule.__placement__(parallel.stages)
+    layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, len(placement))
+    costs = None
+    if isinstance(schedule, Searched):
+        costs = model_costs(experiment, placement, layers, read_profile(schedule.profile))
     try:
-        built = _ordered(schedule, parallel.stages, microbatches)
+        built = _ordered(schedule, parallel.stages, microbatches, costs)
     except ValueError as error:
         raise ConfigError(f"parallel.schedule: {error}") from error
     if num_shards(experiment):
@@ -48,8 +55,9 @@ def lay_out(experiment: Experiment) -> Layout:
 
 
 @lru_cache(maxsize=64)  # advice tries many experiments that differ in other things
-def _ordered(schedule: Any, ranks: int, microbatches: int) -> Schedule:
-    return build(schedule, ranks=ranks, microbatches=microbatches)
+def _ordered(schedule: Any, ranks: int, microbatches: int, costs: Costs | None) -> Schedule:
+    made_for = {} if costs is None else {"costs": costs}
+    return build(schedule, ranks=ranks, microbatches=microbatches, **made_for)
 
 
 def _cut(cuts: Sequence[int]) -> tuple[range, ...]:

@@ -5,13 +5,14 @@ In: JSON data, and the experiment it is used for. Out: `Profile`, or ConfigError
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..dsl import ConfigError
 from ..specs import Experiment
 
-__all__ = ["Profile"]
+__all__ = ["Profile", "read_profile"]
 
 Times = tuple[float, float, float]  # seconds of F, I, W of one microbatch
 
@@ -78,3 +79,23 @@ def _link(found: Any, problems: list[str]) -> tuple[float, float] | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def read_profile(path: str | None) -> Mapping[str, Any] | None:
+    """What a file of measured times holds, as `Profile.of` takes it; None for no file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not JSON.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except OSError as error:
+        raise ConfigError(f"profile {path}: {error.strerror}; write one with run --profile") from error
+    except ValueError as error:
+        raise ConfigError(f"profile {path}: not JSON ({error}); write one with run --profile") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"profile {path}: holds no object; write one with run --profile")
+    return data

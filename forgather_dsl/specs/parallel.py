@@ -18,6 +18,10 @@ T = TypeVar("T")
 class Schedule(Lazy[T], abstract=True, runtime=("ranks", "microbatches")):
     """The order in which each rank runs the forward and backward passes of its stages."""
 
+    def __placement__(self, ranks: int) -> tuple[int, ...]:
+        """The rank that holds each stage: one stage on each."""
+        return tuple(range(ranks))
+
 
 class GPipe(Schedule["forgather_dsl.plan.schedules.gpipe"]):
     """All forwards, then all backwards: simple, and every microbatch's activations are live (https://arxiv.org/abs/1811.06965)."""
@@ -31,13 +35,24 @@ class ZeroBubbleH1(Schedule["forgather_dsl.plan.schedules.zero_bubble_h1"]):
     """Split backward: weight gradients fill the bubble at the memory of 1F1B (https://arxiv.org/abs/2401.10241)."""
 
 
-class ZeroBubble(Schedule["forgather_dsl.plan.schedules.zero_bubble"]):
-    """Split backward, the order found by a search under a cap on live microbatches."""
+class Searched(Schedule[T], abstract=True, runtime=("ranks", "microbatches", "costs")):
+    """An order made for the costs of the experiment: modelled ones, or those that `run --profile` measured."""
 
-    forward: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))  # relative cost of F, I and W
-    input_grad: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
-    weight_grad: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
-    memory_cap: int | None = attrs.field(default=None, validator=at_least(1))  # live microbatches; None: the stages
+    profile: str | None = None  # the file of measured times; None: modelled
+
+
+class ZeroBubble(Searched["forgather_dsl.plan.schedules.zero_bubble"]):
+    """Split backward, the order found by a search (https://arxiv.org/abs/2401.10241); with two chunks in a V."""
+
+    chunks: int = attrs.field(default=1, validator=at_least(1))  # stages on each rank, down the ranks and up again
+    memory_cap: int | None = attrs.field(
+        default=None, validator=at_least(1)
+    )  # live microbatches; None: what memory holds
+
+    def __placement__(self, ranks: int) -> tuple[int, ...]:
+        """Stage s on rank s, those after a turn in the reverse order."""
+        down = tuple(range(ranks))
+        return tuple(rank for chunk in range(self.chunks) for rank in (down[::-1] if chunk % 2 else down))
 
 
 class Parallel(Lazy[Any], abstract=True):

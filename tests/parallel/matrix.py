@@ -21,10 +21,19 @@ from standin import batch, fill, loss_sum, meta_model
 from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan import schedules
+from forgather_dsl.plan.costs import uniform
 from forgather_dsl.plan.partition import split
 from forgather_dsl.train.gradients import clip, sum_of_squares
 
 LAYERS, STEPS, CLIP = 8, 5, 0.5
+
+
+def searched(ranks, microbatches, chunks):
+    """An order for W at two thirds of F, within the memory of 1F1B."""
+    costs = uniform(chunks * ranks, ranks, weight_grad=0.67)
+    return schedules.zero_bubble(ranks, microbatches, costs, chunks, ranks, None)
+
+
 SCHEDULES = {
     "gpipe": schedules.gpipe,
     "1f1b": schedules.one_f_one_b,
@@ -36,7 +45,8 @@ SCHEDULES = {
     "v-half": schedules.v_half,
     "v-min": schedules.v_min,
     "dualpipe-v": schedules.dualpipe_v,
-    "zb": partial(schedules.zero_bubble, weight_grad=0.67),
+    "zb": partial(searched, chunks=1),
+    "zb in a V": partial(searched, chunks=2),
 }
 MODELS = {
     "plain": {"dropout": 0.1},

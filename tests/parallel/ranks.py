@@ -36,6 +36,7 @@ from forgather_dsl.parallel.launch import STORE  # noqa: E402
 from forgather_dsl.parallel.messages import LOOKAHEAD, Messages  # noqa: E402
 from forgather_dsl.parallel.stage import Stage  # noqa: E402
 from forgather_dsl.parallel.torch_engine import TorchPipeline  # noqa: E402
+from forgather_dsl.plan.costs import uniform  # noqa: E402
 from forgather_dsl.plan.partition import split  # noqa: E402
 from forgather_dsl.plan.schedules import (  # noqa: E402
     Action,
@@ -242,7 +243,11 @@ def cases(groups):
     for model, options in MODELS.items():
         single = build(options, accumulate(MICROBATCHES), None)
         reference = train(single)
-        for schedule in (one_f_one_b(2, MICROBATCHES), zero_bubble(4, MICROBATCHES, weight_grad=0.67), on_v(True)):
+        for schedule in (
+            one_f_one_b(2, MICROBATCHES),
+            zero_bubble(4, MICROBATCHES, uniform(4, 4, weight_grad=0.67), 1, 4, None),
+            on_v(True),
+        ):
             group = groups[schedule.num_ranks]
             yield (
                 f"{model} {schedule.name} {schedule.num_ranks}",

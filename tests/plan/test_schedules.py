@@ -27,13 +27,12 @@ from forgather_dsl.plan.schedules import (
     to_csv,
     v_half,
     v_min,
-    zero_bubble,
     zero_bubble_h1,
     zero_bubble_h2,
     zero_bubble_v,
 )
 
-LINE = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb-h1": zero_bubble_h1, "zb-h2": zero_bubble_h2, "searched": zero_bubble}
+LINE = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb-h1": zero_bubble_h1, "zb-h2": zero_bubble_h2}
 LOOP = {"interleaved": interleaved, "looped-bfs": looped_bfs}
 VEE = {"zb-v": zero_bubble_v, "v-half": v_half, "v-min": v_min, "dualpipe-v": dualpipe_v}
 RANKS, MICROBATCHES = st.integers(1, 9), st.integers(1, 24)
@@ -151,37 +150,6 @@ def test_peak_memory_per_rank():
     assert simulate(zero_bubble_v(4, 16)).peak == (8, 8, 8, 8)
 
 
-@given(
-    st.integers(1, 6),
-    st.integers(1, 12),
-    st.integers(1, 8),
-    st.sampled_from([0.3, 1.0, 2.5]),
-    st.sampled_from([0.0, 0.2]),
-)
-@settings(max_examples=60, deadline=None)
-def test_the_search_keeps_to_its_memory_cap(ranks, microbatches, cap, duration, communication):
-    schedule = zero_bubble(ranks, microbatches, duration, 1.0, duration, memory_cap=cap, communication=communication)
-    check(schedule, memory_cap=cap)
-    assert max(simulate(schedule, duration, 1.0, duration, communication).peak) <= cap
-
-
-@pytest.mark.parametrize(
-    "costs", [(1.0, 1.0, 0.67), (1.0, 2.0, 0.8), (1.0, 1.0, 1.0), ([1, 1, 1, 2], [1, 1, 1, 2], 1.0)]
-)
-def test_the_search_is_at_least_as_good_as_h1_and_better_with_memory(costs):
-    fixed = simulate(zero_bubble_h1(4, 8), *costs).makespan
-    same_memory = simulate(zero_bubble(4, 8, *costs), *costs).makespan
-    more_memory = simulate(zero_bubble(4, 8, *costs, memory_cap=8), *costs).makespan
-    assert more_memory <= same_memory <= fixed + 1e-9
-    if costs in [(1.0, 1.0, 0.67), (1.0, 2.0, 0.8)]:
-        assert more_memory < fixed
-
-
-def test_the_search_reaches_the_bound_of_a_synchronous_optimizer():
-    found = simulate(zero_bubble(4, 16, weight_grad=0.67, memory_cap=8), weight_grad=0.67)
-    assert found.makespan == pytest.approx(3 + 16 * 2.67)  # (ranks - 1) F, then work without a gap
-
-
 def test_communication_delays_the_next_rank_only():
     assert simulate(gpipe(2, 1), communication=0.5).makespan == 1 + 0.5 + 3 + 0.5 + 2
     v_shape = from_rows("V", [[Action(0, "F", 0), Action(1, "F", 0), Action(1, "B", 0), Action(0, "B", 0)]])
@@ -281,7 +249,5 @@ def test_impossible_sizes_are_refused():
                 generator(*sizes)
     with pytest.raises(ValueError, match=r"at least 1 rank.*0 stages on each"):
         interleaved(2, 4, 0)
-    with pytest.raises(ValueError, match="memory_cap is 0"):
-        zero_bubble(2, 4, memory_cap=0)
     with pytest.raises(ValueError, match="forward has 2 durations for 4 stages"):
-        zero_bubble(4, 4, forward=[1, 1])
+        simulate(gpipe(4, 4), [1, 1])

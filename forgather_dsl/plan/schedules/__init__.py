@@ -11,8 +11,9 @@ from __future__ import annotations
 from forgather_dsl.plan.actions import Action, Schedule, from_csv, from_rows, to_csv
 from forgather_dsl.plan.drawing import draw
 from forgather_dsl.plan.schedules.blocks import v_half, v_min, zero_bubble_h2
-from forgather_dsl.plan.schedules.line import accumulate, forwards, gpipe, one_f_one_b, zero_bubble, zero_bubble_h1
+from forgather_dsl.plan.schedules.line import accumulate, forwards, gpipe, one_f_one_b, zero_bubble_h1
 from forgather_dsl.plan.schedules.loop import interleaved, looped_bfs
+from forgather_dsl.plan.schedules.searched import drawn, to_and_fro, zero_bubble
 from forgather_dsl.plan.schedules.vee import dualpipe_v, zero_bubble_v
 from forgather_dsl.plan.simulate import Interval, Simulation, durations, simulate
 from forgather_dsl.plan.validity import check
@@ -25,6 +26,7 @@ __all__ = [
     "accumulate",
     "check",
     "draw",
+    "drawn",
     "dualpipe_v",
     "durations",
     "forwards",
@@ -35,6 +37,7 @@ __all__ = [
     "looped_bfs",
     "one_f_one_b",
     "simulate",
+    "to_and_fro",
     "to_csv",
     "v_half",
     "v_min",

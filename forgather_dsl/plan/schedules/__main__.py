@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from forgather_dsl.plan.costs import uniform
 from forgather_dsl.plan.schedules import (
     accumulate,
     draw,
@@ -25,11 +26,12 @@ from forgather_dsl.plan.schedules import (
 def main(arguments: Sequence[str]) -> None:
     """Print them (default 4 ranks, 8 microbatches), those that place several stages on a rank with 2."""
     ranks, microbatches = map(int, arguments) if arguments else (4, 8)
-    one_stage = (gpipe, one_f_one_b, zero_bubble_h1, zero_bubble_h2, zero_bubble)
+    one_stage = (gpipe, one_f_one_b, zero_bubble_h1, zero_bubble_h2)
     loops, vees = (looped_bfs, interleaved), (v_min, v_half, dualpipe_v, zero_bubble_v)
     for schedule in (
         accumulate(microbatches),
         *(generator(ranks, microbatches) for generator in one_stage),
+        zero_bubble(ranks, microbatches, uniform(ranks, ranks), chunks=1, memory_cap=ranks, profile=None),
         *(generator(ranks, microbatches, chunks=2) for generator in loops),
         *(generator(ranks, microbatches) for generator in vees),
     ):

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forgather_dsl.plan import search
 from forgather_dsl.plan.actions import Action, Schedule, from_rows
 from forgather_dsl.plan.schedules.row import positive
-from forgather_dsl.plan.simulate import durations
 
-__all__ = ["accumulate", "forwards", "gpipe", "one_f_one_b", "zero_bubble", "zero_bubble_h1"]
+__all__ = ["accumulate", "forwards", "gpipe", "one_f_one_b", "zero_bubble_h1"]
 
 
 def accumulate(microbatches: int) -> Schedule:
@@ -63,27 +61,6 @@ def zero_bubble_h1(ranks: int, microbatches: int) -> Schedule:
         row += [Action(stage, "W", k) for k in range(microbatches - lag, microbatches)]
         rows.append(row)
     return from_rows("ZeroBubbleH1", rows)
-
-
-def zero_bubble(
-    ranks: int,
-    microbatches: int,
-    forward: float | Sequence[float] = 1.0,
-    input_grad: float | Sequence[float] = 1.0,
-    weight_grad: float | Sequence[float] = 1.0,
-    memory_cap: int | None = None,
-    communication: float = 0.0,
-) -> Schedule:
-    """Split backward, the order searched for these durations (one number, or one per stage).
-
-    No rank ever holds more than `memory_cap` microbatches between F and W; the default is what 1F1B holds at most
-    (`ranks`). More memory shortens the step, down to (ranks - 1) * (forward + communication) of bubble.
-    """
-    positive(ranks, microbatches)
-    cap = ranks if memory_cap is None else memory_cap
-    if cap < 1:
-        raise ValueError(f"memory_cap is {cap}: a rank has to hold at least 1 microbatch")
-    return search.best(microbatches, durations(ranks, forward, input_grad, weight_grad), communication, cap)
 
 
 def forwards(placement: Sequence[int], microbatches: int, num_shards: int = 0) -> Schedule:
