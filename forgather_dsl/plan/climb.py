@@ -16,6 +16,7 @@ from forgather_dsl.plan.timing import Timing
 __all__ = ["climb", "merge"]
 
 Rows = list[list[int]]
+PATIENCE = 400  # steps
 REACH = 6  # places that an action is moved past the end of its block
 
 
@@ -48,12 +49,12 @@ class _Position:
 
 
 def climb(timing: Timing, rows: Rows, steps: int, target: float = 0.0) -> Rows:
-    """Rows that take no longer than the given ones. Stops early at a makespan of `target`."""
-    draw = random.Random(steps)
+    """Rows that take no longer than the given ones. Stops at a makespan of `target`, or when `PATIENCE` steps gained nothing."""
+    draw = random.Random(0)
     now = best = _Position(timing, rows)
-    blocks = now.blocks(timing)
-    for _ in range(steps):
-        if best.makespan <= target * (1 + 1e-9):
+    blocks, gained = now.blocks(timing), 0
+    for step in range(steps):
+        if best.makespan <= target * (1 + 1e-9) or step - gained > PATIENCE:
             break
         rank, first, last = blocks[draw.randrange(len(blocks))]
         row = _moved(timing, now.rows[rank], first, last, draw)
@@ -64,7 +65,7 @@ def climb(timing: Timing, rows: Rows, steps: int, target: float = 0.0) -> Rows:
             continue
         now, blocks = found, found.blocks(timing)
         if (now.makespan, now.total) < (best.makespan, best.total):
-            best = now
+            best, gained = now, step
     return best.rows
 
 

@@ -56,7 +56,7 @@ def lay_out(experiment: Experiment) -> Layout:
 
 @lru_cache(maxsize=64)  # advice tries many experiments that differ in other things
 def _ordered(schedule: Any, ranks: int, microbatches: int, costs: Costs | None) -> Schedule:
-    made_for = {} if costs is None else {"costs": costs}
+    made_for: dict[str, Any] = {} if costs is None else {"costs": costs}
     return build(schedule, ranks=ranks, microbatches=microbatches, **made_for)
 
 

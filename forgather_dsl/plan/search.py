@@ -60,7 +60,7 @@ def search(
     placement: Sequence[int],
     microbatches: int,
     seeds: Iterable[Schedule] = (),
-    effort: int = 3_000_000,
+    effort: int = 800_000,
 ) -> Schedule:
     """The best order found. `effort`: actions simulated while climbing. Results are kept on disk.
 

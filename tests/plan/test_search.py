@@ -109,7 +109,7 @@ def problems(draw):
 def test_orders_are_valid_within_their_bytes_and_no_worse_than_the_drawn_ones(problem):
     costs, placement, microbatches = problem
     seeds = list(drawn(placement, microbatches))
-    found = search(costs, placement, microbatches, seeds, effort=100_000)
+    found = search(costs, placement, microbatches, seeds, effort=60_000)
     check(found)
     assert (found.placement, found.num_microbatches) == (placement, microbatches)
     result = simulate(found, costs)
