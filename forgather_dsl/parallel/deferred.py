@@ -3,11 +3,13 @@
 `defer(module)` turns every plain nn.Linear and nn.Embedding inside into its deferred form, in place: names, Parameters
 and hooks stay. Their weight gradients go to one `WeightGradients`: straight into `.grad` during a full backward (B), or
 queued during a backward for inputs (I) and run later (W), by the same calls, so that the bits do not depend on the
-schedule. Every other module computes its gradient in I, exactly. After zero bubble (Qi et al., arXiv 2401.10241).
+schedule. Biases and every other module compute their gradients in I, exactly. torch.compile leaves the deferred layers
+out of its graphs: a compiled backward runs as one. After zero bubble (Qi et al., arXiv 2401.10241).
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ class WeightGradients:
         self.deferring = False
         self.owed: Owed = deque()
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
+        self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
     def add(self, accumulate: Callable[..., None], *arguments: Any) -> None:
         """Run `accumulate(*arguments)` now, or queue it while `deferring`."""
@@ -71,6 +74,17 @@ class WeightGradients:
             self._casts[parameter] = parameter.detach().to(dtype)
         return self._casts[parameter]
 
+    def cast_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` in `dtype`, outside the graph; the layers that share an input in turn (q, k, v) keep one copy of it."""
+        if x.dtype == dtype:
+            return x
+        last, version, cast = self._last_input
+        found = cast() if last() is x and version == x._version else None
+        if found is None or found.dtype != dtype:
+            found = x.detach().to(dtype)
+            self._last_input = (weakref.ref(x), x._version, weakref.ref(found))
+        return found
+
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     """`.grad`, zero at first: adding the first microbatch to zero is the same call as adding the others."""
@@ -109,6 +123,7 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx, x, weight, bias, cast_weight, cast_bias, gradients):
         ctx.weight, ctx.bias, ctx.cast_weight, ctx.gradients = weight, bias, cast_weight, gradients
+        x = gradients.cast_input(x, cast_weight.dtype)
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x)
         return F.linear(x, cast_weight, cast_bias)
@@ -120,24 +135,30 @@ class _Linear(Function):
         if needs_weight:
             ctx.gradients.add(accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
         if needs_bias:
-            ctx.gradients.add(_accumulate_bias, ctx.bias, grad_output)
+            _accumulate_bias(ctx.bias, grad_output)
         return (grad_output @ ctx.cast_weight if needs_x else None), None, None, None, None, None
 
 
 class _Embedding(Function):
     @staticmethod
-    def forward(ctx, ids, weight, gradients):
+    def forward(ctx, ids, weight, dtype, gradients):
         ctx.weight, ctx.gradients = weight, gradients
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(ids)
-        return F.embedding(ids, weight)
+        return F.embedding(ids, weight).to(dtype)  # in here, so that the gradient waits in the smaller format
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[override]
         if ctx.needs_input_grad[1]:
             ctx.gradients.add(_accumulate_embedding, ctx.weight, *ctx.saved_tensors, grad_output)
-        return None, None, None
+        return None, None, None, None
+
+
+def _computing_dtype(weight: torch.Tensor) -> torch.dtype:
+    """Of autocast, if it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 class DeferredLinear(nn.Linear):
@@ -147,36 +168,61 @@ class DeferredLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`input [..., in]` to `[..., out]`."""
-        weight, bias, device = self.weight, self.bias, input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        if torch.compiler.is_compiling():
+            from forgather_dsl.parallel.uncompiled import linear
+
+            return linear(self, input)
+        return self.deferred(input)
+
+    def deferred(self, input: torch.Tensor) -> torch.Tensor:
+        """`forward`, run as written."""
+        weight, bias = self.weight, self.bias
+        if _hooked(weight) or _hooked(bias):
+            return super().forward(input)
+        dtype = _computing_dtype(weight)
         cast_weight = self.gradients.cast(weight, dtype)
         cast_bias = None if bias is None else self.gradients.cast(bias, dtype)
-        if dtype != weight.dtype:
-            input = input.to(dtype)
         return _Linear.apply(input, weight, bias, cast_weight, cast_bias, self.gradients)  # type: ignore[return-value]
 
 
 class DeferredEmbedding(nn.Embedding):
-    """nn.Embedding that adds its weight gradient, row by row, through `gradients`."""
+    """nn.Embedding that adds its weight gradient, row by row, through `gradients`. Under autocast it gives its format."""
 
     gradients: WeightGradients
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Ids `[...]` to `[..., dim]`."""
-        return _Embedding.apply(input, self.weight, self.gradients)  # type: ignore[return-value]
+        if torch.compiler.is_compiling():
+            from forgather_dsl.parallel.uncompiled import embedding
+
+            return embedding(self, input)
+        return self.deferred(input)
+
+    def deferred(self, input: torch.Tensor) -> torch.Tensor:
+        """`forward`, run as written."""
+        if _hooked(self.weight):
+            return super().forward(input).to(_computing_dtype(self.weight))
+        return _Embedding.apply(input, self.weight, _computing_dtype(self.weight), self.gradients)  # type: ignore[return-value]
+
+
+def _hooked(parameter: torch.Tensor | None) -> bool:
+    """Whether somebody listens for the parameter's gradient: only autograd tells them."""
+    return parameter is not None and bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
 
 
 def defer(module: nn.Module) -> WeightGradients:
     """Turn the linear and embedding layers of `module` into their deferred forms, in place; one queue for all.
 
-    Subclasses of them, and embeddings with padding_idx, max_norm, sparse or scale_grad_by_freq, are left alone: their
-    gradients are computed by autograd, in I.
+    Left alone are subclasses of them, embeddings with padding_idx, max_norm, sparse or scale_grad_by_freq, and layers whose
+    weight is computed (torch.nn.utils.weight_norm): autograd computes their gradients, in I. So it does for a parameter
+    with a gradient hook, for as long as it has one.
     """
     gradients = WeightGradients()
     for layer in module.modules():
-        if type(layer) is nn.Linear:
+        computed = isinstance(layer, (nn.Linear, nn.Embedding)) and not isinstance(layer.weight, nn.Parameter)
+        if type(layer) is nn.Linear and not computed:
             layer.__class__ = DeferredLinear
-        elif type(layer) is nn.Embedding and _is_plain(layer):
+        elif type(layer) is nn.Embedding and not computed and _is_plain(layer):
             layer.__class__ = DeferredEmbedding
         if isinstance(layer, (DeferredLinear, DeferredEmbedding)):
             layer.gradients = gradients
