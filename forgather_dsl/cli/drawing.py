@@ -8,6 +8,7 @@ from ..dsl import Lazy, graph
 from ..dsl.graph import Graph, dot, mermaid
 from ..dsl.load import is_root
 from ..plan.layout import lay_out
+from ..specs.experiment import num_replicas
 from .output import Branch, tree_lines
 
 FIRST_ACTIONS = 12  # of each rank, in drawings; JSON has all
@@ -48,7 +49,7 @@ def ranks_of(found: Any) -> list[dict[str, Any]]:
         return []
     schedule, layers = lay_out(found)
     ranks = []
-    for rank, actions in enumerate(schedule.actions):
+    for rank, place in enumerate(list(range(schedule.num_ranks)) * num_replicas(found)):
         stages = [
             {
                 "stage": stage,
@@ -56,9 +57,11 @@ def ranks_of(found: Any) -> list[dict[str, Any]]:
                 "embedding": stage == 0,
                 "head": stage == schedule.num_stages - 1,
             }
-            for stage in schedule.stages_of(rank)
+            for stage in schedule.stages_of(place)
         ]
-        ranks.append({"rank": rank, "stages": stages, "schedule": schedule.name, "actions": [str(a) for a in actions]})
+        actions = [str(action) for action in schedule.actions[place]]
+        where = {"rank": rank, "replica": rank // schedule.num_ranks}
+        ranks.append({**where, "stages": stages, "schedule": schedule.name, "actions": actions})
     return ranks
 
 
@@ -84,7 +87,8 @@ def _branch(objects: Graph, path: str, label: str) -> Branch:
 
 def _rank_branch(rank: dict[str, Any]) -> Branch:
     stages = [Branch(_stage_text(stage)) for stage in rank["stages"]]
-    return Branch(f"rank {rank['rank']}", (*stages, Branch(f"{rank['schedule']}: {_head(rank)}")))
+    replica = f", replica {rank['replica']}" if rank["replica"] else ""
+    return Branch(f"rank {rank['rank']}{replica}", (*stages, Branch(f"{rank['schedule']}: {_head(rank)}")))
 
 
 def _stage_text(stage: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ class Batch:
     tokens: np.ndarray  # int64 [batch, seq]
     targets: np.ndarray  # int64 [batch, seq]; IGNORED on padding
     documents: np.ndarray | None  # int32 [batch, seq]: equal within a row where attention may go
+    num_valid: int  # targets of the whole global batch that are not IGNORED
 
 
 class Loader:
@@ -127,4 +128,9 @@ class Loader:
             tokens[row, :length] = span[:-1]
             targets[row, :length] = span[1:]
         documents = np.cumsum(tokens == self.eos_id, axis=1, dtype=np.int32) if self.documents else None
-        return Batch(tokens, targets, documents)
+        return Batch(tokens, targets, documents, self._num_valid(windows))
+
+    def _num_valid(self, windows: np.ndarray) -> int:
+        """Of all replicas together: every window is full but the last, and there is none after it."""
+        first = windows * self.seq_len
+        return int(np.clip(self.tokens.num_tokens - 1 - first, 0, self.seq_len).sum())

@@ -1,9 +1,9 @@
-"""Who this process is among its ranks: device, process group, and the groups of its pipeline.
+"""Who this process is among its ranks: device, process group, and its place in the mesh of replicas and pipeline ranks.
 
 In: the environment (RANK, WORLD_SIZE, LOCAL_RANK) from our launcher, which adds the path of a FileStore, or torchrun.
-Out: `World` and, per pipeline, a `PipelineGroup`. Messages up and down the ranks have a group each: under NCCL the
-messages of a pair of ranks share a stream per group, and a receive posted early must not block a send. For the
-same reason no `device_id` is given: an eager group runs all messages of a rank on one stream (pytorch #132900).
+Out: `World`, and the `Mesh` with its groups. Messages up and down the ranks have a group each: under NCCL the messages of
+a pair of ranks share a stream per group (pytorch #132852), and a receive posted early must not block a send. For the same
+reason no `device_id` is given: an eager group runs all messages of a rank on one stream (pytorch #132900, #154132).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from forgather_dsl.parallel.launch import STORE, die_with_launcher
 
-__all__ = ["PipelineGroup", "World", "join", "leave", "pipeline_group"]
+__all__ = ["Mesh", "PipelineGroup", "World", "join", "leave", "make_mesh", "pipeline_group"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,24 @@ class PipelineGroup:
     """Collectives."""
     wire: torch.device
     """Where a message has to lie: the rank's GPU under NCCL, host memory under gloo."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A rank's place: replicas x pipeline ranks, the ranks of a pipeline consecutive."""
+
+    replica: int
+    """Which copy of the model."""
+    replicas: int
+    place: int
+    """The rank within its pipeline; the same in every replica."""
+    places: int
+    pipeline: PipelineGroup | None
+    """The ranks of this replica; None when it is one rank."""
+    peers: dist.ProcessGroup | None
+    """The ranks of this place, one for each replica: they hold the same parameters. None when there is one replica."""
+    wire: torch.device
+    """Where tensors have to lie to be exchanged."""
 
 
 def join(device: str = "auto", timeout_seconds: float = 1800.0) -> World:
@@ -88,6 +106,23 @@ def pipeline_group(world: World, num_ranks: int) -> PipelineGroup | None:
             wire = world.device if world.backend == "nccl" else torch.device("cpu")
             mine = PipelineGroup(world.rank - start, num_ranks, up, down, everyone, wire)
     return mine
+
+
+def make_mesh(world: World, places: int) -> Mesh:
+    """The place of this rank among pipelines of `places` ranks each. All ranks must call it.
+
+    Raises ValueError when the ranks do not divide into pipelines.
+    """
+    pipeline = pipeline_group(world, places)
+    replica, place = divmod(world.rank, places)
+    replicas = world.size // places
+    peers = None
+    for other in range(places) if replicas > 1 else ():
+        group = dist.new_group(list(range(other, world.size, places)))  # every process makes every group, in order
+        if other == place:
+            peers = cast(dist.ProcessGroup, group)
+    wire = world.device if world.backend == "nccl" else torch.device("cpu")
+    return Mesh(replica, replicas, place, places, pipeline, peers, wire)
 
 
 def leave(world: World) -> None:

@@ -43,7 +43,7 @@ def advise(experiment: Experiment, site: Site, rate: Rate | None = None) -> list
     start = experiment
     if (
         site.on_gpu
-        and world_size(experiment) != len(site.cards)
+        and not len(site.cards) <= world_size(experiment) <= len(site.cards) * site.ranks_per_gpu
         and site.ranks_here in (None, range(world_size(start)))
     ):
         start = for_cards(experiment, len(site.cards))
@@ -100,7 +100,7 @@ def for_cards(experiment: Experiment, count: int) -> Experiment:
         return replace(experiment, parallel=Single())
     parallel = experiment.parallel
     if isinstance(parallel, Pipeline):
-        return replace(experiment, parallel=replace(parallel, stages=count, cuts=None))
+        return replace(experiment, parallel=replace(parallel, stages=count, cuts=None, replicas=1, ranks_per_gpu=1))
     return replace(experiment, parallel=Pipeline(stages=count))
 
 

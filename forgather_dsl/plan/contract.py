@@ -28,13 +28,13 @@ def to_dict(found: Plan, target: str | None = None) -> dict[str, Any]:
         "step_seconds": run.step_seconds if run.times_known else None,
         "tokens_per_second": run.tokens_per_second,
         "mfu": run.mfu,
-        "floor": {"step_seconds": least + max(run.optimizer_seconds), "bubble": least_bubble},
+        "floor": {"step_seconds": least + run.step_seconds - run.simulation.makespan, "bubble": least_bubble},
         "microbatches": schedule.num_microbatches,
         "microbatch_size": run.experiment.microbatch_size,
         "seq_len": run.experiment.seq_len,
         "parameters": run.memory.parameters,
         "assumptions": _assumptions(found),
-        "ranks": [_rank(run, rank) for rank in range(schedule.num_ranks)],
+        "ranks": [_rank(run, rank) for rank in range(len(run.memory.ranks))],
         "comparison": [_row(row) for row in found.comparison],
         "advice": list(found.options[0].lines) if found.options else [],
         "alternatives": [list(option.lines) for option in found.options[1:]],
@@ -49,9 +49,11 @@ def _schedule_of(experiment: Experiment) -> str:
 
 def _rank(run: Run, rank: int) -> dict[str, Any]:
     memory, device = run.memory.ranks[rank], run.hardware.devices[rank]
+    replica, place = divmod(rank, run.layout.schedule.num_ranks)
     last = len(run.layout.layers) - 1
     return {
         "rank": rank,
+        "replica": replica,
         "device": device.name,
         "device_gib": device.memory_bytes / GIB,
         "stages": [
@@ -69,8 +71,8 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
         "memory_gib": {kind: size / GIB for kind, size in memory.kinds().items()},
         "peak_gib": memory.total / GIB,
         "fits": memory.total <= device.memory_bytes,
-        "busy_seconds": run.simulation.busy[rank],
-        "bubble": run.simulation.bubble[rank],
+        "busy_seconds": run.simulation.busy[place],
+        "bubble": run.simulation.bubble[place],
         "optimizer_seconds": run.optimizer_seconds[rank],
     }
 

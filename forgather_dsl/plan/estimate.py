@@ -7,9 +7,10 @@ Formulas: `sizes` per part, `memory` and `resident` per rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..specs import Experiment
+from ..specs import Experiment, Pipeline
+from ..specs.experiment import num_replicas
 from . import hardware
 from .hardware import Device
 from .layout import Layout, lay_out
@@ -17,7 +18,7 @@ from .memory import Held, StageCost, State, peak
 from .resident import overhead, resident
 from .sizes import model_size
 
-__all__ = ["Estimate", "RankMemory", "Site", "estimate"]
+__all__ = ["Estimate", "RankMemory", "Site", "estimate", "most_ranks_per_gpu"]
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss", "overhead")
 
@@ -56,7 +57,7 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = None) -> Estimate:
-    """Memory per rank. `layout` replaces `lay_out(experiment)`.
+    """Memory per rank, those of every replica. `layout` replaces `lay_out(experiment)`.
 
     On a CPU mixed precision is fp32, and a rank costs a process of Python instead of a CUDA context.
     """
@@ -76,21 +77,24 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
         used = weights + gradients + optimizer + at_peak.activations + at_peak.loss + buffers
         kinds = (weights, gradients, optimizer, at_peak.activations, buffers, at_peak.loss, overhead(used, on_gpu))
         ranks.append(RankMemory(rank, tuple((stage, ranges[stage]) for stage in own), *kinds))
-    return Estimate(size.parameters, tuple(ranks), (*size.left_out, *state.left_out))
+    copies = range(num_replicas(experiment))
+    everyone = tuple(replace(one, rank=copy * len(ranks) + one.rank) for copy in copies for one in ranks)
+    return Estimate(size.parameters, everyone, (*size.left_out, *state.left_out))
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where ranks are to run: each on a card of its own, or all on a host without cards."""
+    """Where ranks are to run: on cards, in turn, at most `ranks_per_gpu` on each; or all on a host without cards."""
 
     cards: tuple[Device, ...]
     host_memory_bytes: int
     ranks_here: range | None = None  # of a run that is spread over machines; None: all
+    ranks_per_gpu: int = 1
 
     @classmethod
-    def of(cls, found: hardware.Hardware) -> Site:
+    def of(cls, found: hardware.Hardware, experiment: Experiment) -> Site:
         """All ranks on these cards."""
-        return cls(found.devices, found.host_memory_bytes)
+        return cls(found.devices, found.host_memory_bytes, ranks_per_gpu=most_ranks_per_gpu(experiment))
 
     @property
     def on_gpu(self) -> bool:
@@ -110,8 +114,22 @@ class Site:
         """What is needed over what there is, of the tightest card; more than 1 does not fit."""
         if not self.on_gpu:
             return self.need(found) / self.host_memory_bytes
-        return max(memory.total / card.memory_bytes for memory, card in zip(self.here(found), self.cards))
+        return max(sum(memory.total for memory in ranks) / card.memory_bytes for ranks, card in self.shares(found))
+
+    def shares(self, found: Estimate) -> list[tuple[Sequence[RankMemory], Device]]:
+        """The ranks of each card that has some: they go round, as `parallel.group.join` places them."""
+        ranks, count = self.here(found), len(self.cards)
+        return [(ranks[index::count], card) for index, card in enumerate(self.cards[: len(ranks)])]
+
+    def enough_cards(self, found: Estimate) -> bool:
+        """Whether no card would have to take more ranks than it may; always on a host."""
+        return not self.on_gpu or len(self.here(found)) <= len(self.cards) * self.ranks_per_gpu
 
     def fits(self, found: Estimate) -> bool:
-        """Whether there are cards enough, and each has the memory for its rank."""
-        return not (self.on_gpu and len(self.here(found)) > len(self.cards)) and self.pressure(found) <= 1
+        """Whether there are cards enough, and each has the memory for its ranks."""
+        return self.enough_cards(found) and self.pressure(found) <= 1
+
+
+def most_ranks_per_gpu(experiment: Experiment) -> int:
+    """How many ranks may share a card."""
+    return experiment.parallel.ranks_per_gpu if isinstance(experiment.parallel, Pipeline) else 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..specs import Experiment, FullRecompute
-from ..specs.experiment import num_shards
+from ..specs.experiment import num_replicas, num_shards
 from . import hardware as machines
 from .costs import Costs, with_shards
 from .hardware import Hardware, Speed
@@ -56,7 +56,7 @@ def model_costs(
         ConfigError: `hardware` is not understood, or the profile is of something else.
     """
     ranks = max(placement) + 1
-    found = machines.for_ranks(hardware or machines.parse(experiment.hardware), ranks)
+    found = machines.for_ranks(hardware or machines.parse(experiment.hardware), ranks * num_replicas(experiment))
     on_gpu = found.devices[0].kind != "host"
     state, size = State(experiment, on_gpu), model_size(experiment.model, experiment.seq_len)
     measured = None if profile is None else Profile.of(profile, experiment)
@@ -67,7 +67,7 @@ def model_costs(
     ]
     held = [StageCost.of(experiment, size, layers, stage, state.number_bytes) for stage in range(len(layers))]
     rooms = []
-    for rank, device in enumerate(found.devices):
+    for rank, device in enumerate(found.devices[:ranks]):  # replicas are taken to be alike
         own = [stage for stage, owner in enumerate(placement) if owner == rank]
         rooms.append(capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu))
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes

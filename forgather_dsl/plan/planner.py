@@ -13,15 +13,15 @@ from typing import Any
 
 from ..dsl import ConfigError, replace
 from ..specs import Experiment, Muon, Pipeline
-from ..specs.experiment import world_size
+from ..specs.experiment import num_replicas, world_size
 from . import hardware as machines
 from .advice import Option, advise, for_cards, more_cards, schedules, written
 from .costs import Costs
-from .estimate import Estimate, Site, estimate
+from .estimate import Estimate, Site, estimate, most_ranks_per_gpu
 from .hardware import Hardware
 from .layout import Layout, lay_out
 from .memory import State
-from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, model_costs
+from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link, model_costs
 from .profile import Profile
 from .simulate import Simulation, simulate
 from .sizes import model_size
@@ -40,6 +40,7 @@ class Run:
     memory: Estimate
     simulation: Simulation
     optimizer_seconds: tuple[float, ...]  # per rank
+    sum_seconds: float  # until the gradients of replicas are added up
     fits: bool
     times_known: bool
 
@@ -51,8 +52,8 @@ class Run:
 
     @property
     def step_seconds(self) -> float:
-        """The pipeline, then the slowest rank's optimizer."""
-        return self.simulation.makespan + max(self.optimizer_seconds)
+        """The pipeline, the sum of gradients over replicas, then the slowest rank's optimizer."""
+        return self.simulation.makespan + self.sum_seconds + max(self.optimizer_seconds)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -115,11 +116,11 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     Raises:
         ConfigError: the layout is not possible, or the profile is of something else.
     """
-    site, layout = Site.of(found), lay_out(experiment)
+    site, layout = Site.of(found, experiment), lay_out(experiment)
     schedule, layers = layout
     memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
     costs = model_costs(experiment, schedule.placement, layers, profile, found)
-    devices = machines.for_ranks(found, schedule.num_ranks)
+    devices = machines.for_ranks(found, world_size(experiment))
     known = bool(experiment.model.num_layers) and not any("layers of" in text for text in memory.left_out)
     return Run(
         experiment=experiment,
@@ -129,6 +130,7 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
         memory=memory,
         simulation=simulate(schedule, costs),
         optimizer_seconds=_optimizer_seconds(experiment, memory, devices),
+        sum_seconds=_sum_seconds(experiment, memory, found),
         fits=site.fits(memory),
         times_known=known or profile is not None,
     )
@@ -150,6 +152,13 @@ def _optimizer_seconds(experiment: Experiment, memory: Estimate, devices: Hardwa
     return tuple(seconds)
 
 
+def _sum_seconds(experiment: Experiment, memory: Estimate, found: Hardware) -> float:
+    """A ring sends each gradient 2 (n - 1) / n times over each link, and all ranks of a replica send at the same time."""
+    replicas = num_replicas(experiment)
+    largest = max(rank.gradients for rank in memory.ranks)
+    return 2 * (replicas - 1) / replicas * largest / link(found)[1]
+
+
 def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, Any] | None = None) -> Plan:
     """The plan on `gpus`, or on the experiment's own hardware. Another number of cards than the experiment has ranks means
     as many ranks as cards.
@@ -160,7 +169,7 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
     text = experiment.hardware if gpus is None else gpus
     found, notes = machines.parse(text), []
     wanted, ranks, cards = experiment, world_size(experiment), len(found.devices)
-    if cards and cards != ranks:
+    if cards and not cards <= ranks <= cards * most_ranks_per_gpu(experiment):
         experiment = _on_all(experiment, cards, text)
         number = f"{cards} card{'s' if cards > 1 else ''}"
         notes.append(f"{text} is {number}, so planned with parallel = {written(experiment.parallel)}")
@@ -180,7 +189,7 @@ def _options(experiment: Experiment, found: Hardware, text: str) -> list[Option]
         except (ConfigError, ValueError):
             return None
 
-    options = advise(experiment, Site.of(found), rate)
+    options = advise(experiment, Site.of(found, experiment), rate)
     more = more_cards(experiment, found, text, rate) if found.devices else None
     return options + ([more] if more is not None else [])
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def _whole_batch(self: Experiment) -> int:
-    return self.batch_size
+    return max(1, self.batch_size // num_replicas(self))
 
 
 def _held_out(self: Experiment) -> Source | None:
@@ -88,12 +88,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         return Trainer(self, **runtime)
 
     def __check__(self) -> Any:
-        if self.batch_size % self.microbatch_size:
-            yield (
-                "microbatch_size",
-                f"batch_size {self.batch_size} is not a multiple of microbatch_size {self.microbatch_size}; "
-                f"write one of {divisors(self.batch_size)}",
-            )
+        yield from self.__check_batch__()
         if self.steps is None and self.tokens is None and self.seconds is None:
             yield "steps", "nothing ends this run; write steps = 1000, tokens = ... or seconds = ..."
         if self.model.vocab_size < self.tokenizer.vocab_size:
@@ -103,6 +98,24 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 f"write vocab_size={self.tokenizer.vocab_size}, or patch(Llama, ...) to keep what the base passes down",
             )
         yield from self.__check_stages__()
+
+    def __check_batch__(self) -> Any:
+        replicas = num_replicas(self)
+        share, rest = divmod(self.batch_size, replicas)
+        if rest:
+            fewer = f"{share * replicas} or " if share else ""
+            yield (
+                "batch_size",
+                f"{self.batch_size} sequences do not divide among {replicas} replicas; write batch_size = {fewer}"
+                f"{(share + 1) * replicas}, or parallel.replicas = one of {divisors(self.batch_size)}",
+            )
+        elif share % self.microbatch_size:
+            each = f", {share} for each of {replicas} replicas," if replicas > 1 else ""
+            yield (
+                "microbatch_size",
+                f"batch_size {self.batch_size}{each} is not a multiple of microbatch_size {self.microbatch_size}; "
+                f"write one of {divisors(share)}",
+            )
 
     def __check_stages__(self) -> Any:
         parallel, layers = self.parallel, self.model.num_layers
@@ -139,8 +152,8 @@ def divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-def world_size(experiment: Experiment) -> int:
-    """How many ranks an experiment runs on."""
+def pipeline_ranks(experiment: Experiment) -> int:
+    """How many ranks hold one copy of the model."""
     return experiment.parallel.stages if isinstance(experiment.parallel, Pipeline) else 1
 
 
@@ -150,6 +163,16 @@ def num_shards(experiment: Experiment) -> int:
     return parallel.stages if isinstance(parallel, Pipeline) and parallel.spread_head else 0
 
 
+def num_replicas(experiment: Experiment) -> int:
+    """How many copies of the model share the batch."""
+    return experiment.parallel.replicas if isinstance(experiment.parallel, Pipeline) else 1
+
+
+def world_size(experiment: Experiment) -> int:
+    """How many ranks an experiment runs on."""
+    return pipeline_ranks(experiment) * num_replicas(experiment)
+
+
 def num_microbatches(experiment: Experiment) -> int:
-    """Microbatches per step."""
-    return experiment.batch_size // experiment.microbatch_size
+    """Microbatches per step of each replica."""
+    return experiment.batch_size // num_replicas(experiment) // experiment.microbatch_size

@@ -64,7 +64,7 @@ class Single(Parallel):
 
 
 class Pipeline(Parallel):
-    """The layers cut into stages, one rank each, that pass microbatches on."""
+    """The layers cut into stages that pass microbatches on; `replicas` of it share the batch. Ranks: stages x replicas."""
 
     stages: int = attrs.field(default=2, validator=at_least(1))
     schedule: Schedule = OneFOneB()
@@ -73,6 +73,8 @@ class Pipeline(Parallel):
         default="own", validator=attrs.validators.in_(("own", "torch"))
     )  # what runs training steps
     spread_head: bool = False  # the output head cut by rows of the vocabulary, a shard on every rank
+    replicas: int = attrs.field(default=1, validator=at_least(1))  # copies of the model, which share the batch
+    ranks_per_gpu: int = attrs.field(default=1, validator=at_least(1))  # at most; above 1, messages go through the host
 
     def __check__(self) -> Any:
         if self.engine == "torch" and self.stages == 1:

@@ -1,7 +1,8 @@
 """What all ranks have to know of a step before they may update: one all-reduce of one vector.
 
 Each rank fills in what it has (norms of its parameters, the loss, its memory) and zeros elsewhere; adding zeros is exact, so
-every rank then holds the same numbers, whatever the layout, and sums the norms in the order of names.
+every rank then holds the same numbers, whatever the layout, and sums the norms in the order of names. Replicas have the
+same parameters: those of the first count.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ class Agreed(NamedTuple):
 
 
 class Ranks:
-    """This process among the ranks of a run, and what they tell one another."""
+    """This process among the ranks of a run, and what they tell one another.
 
-    def __init__(self, world: World, names: list[str]) -> None:
+    `names` are this rank's parameters; `first`: whether it belongs to the first replica.
+    """
+
+    def __init__(self, world: World, names: list[str], first: bool = True) -> None:
         self.world_info, self.rank, self.world = world, world.rank, world.size
+        self.first = first
         everyone = self.gather(names)
         self.names = sorted(
             {name for part in everyone for name in part}
@@ -74,17 +79,16 @@ class Ranks:
         seconds in actions and of the whole schedule on this rank. Raises PeerLost when a rank is gone.
         """
         tail = len(self.names)
-        vector = torch.zeros(tail + 4 + 2 * self.world, dtype=torch.float64)
-        squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None}
+        vector = torch.zeros(tail + 3 + 3 * self.world, dtype=torch.float64)
+        squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None and self.first}
         if squares:
             values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
             vector[[self._slot[name] for name in squares]] = values
-        vector[tail] = loss_sum or 0.0
-        vector[tail + 1] = seconds if self.rank == 0 else 0.0
-        vector[tail + 2] = float(stop)
-        vector[tail + 3] = busy
-        vector[tail + 4 + self.rank] = float(memory)
-        vector[tail + 4 + self.world + self.rank] = span
+        vector[tail] = seconds if self.rank == 0 else 0.0
+        vector[tail + 1] = float(stop)
+        vector[tail + 2] = busy
+        for part, mine in enumerate((loss_sum or 0.0, memory, span)):  # a place for each rank
+            vector[tail + 3 + part * self.world + self.rank] = mine
         if self.world > 1:
             wire = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
             with _together():
@@ -92,16 +96,11 @@ class Ranks:
             vector = wire.cpu()
         numbers = vector.tolist()
         norm = math.sqrt(sum(numbers[:tail]))
-        memories, spans = numbers[tail + 4 : tail + 4 + self.world], numbers[tail + 4 + self.world :]
+        seconds, stops, all_busy, *rest = numbers[tail:]
+        losses, memories, spans = (rest[i : i + self.world] for i in range(0, 3 * self.world, self.world))
         longest = max(spans)
-        return Agreed(
-            numbers[tail],
-            norm,
-            numbers[tail + 1],
-            numbers[tail + 2] > 0,
-            [int(n) for n in memories],
-            max(0.0, 1 - numbers[tail + 3] / (self.world * longest)) if longest else 0.0,
-        )
+        bubble = max(0.0, 1 - all_busy / (self.world * longest)) if longest else 0.0
+        return Agreed(sum(losses), norm, seconds, stops > 0, [int(n) for n in memories], bubble)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and one JSON manifest, committed by a rename, verified by hash before anything is loaded.
 
 Every rank writes the tensors it owns under full parameter names, and of a slice of a tensor the manifest says where it
-belongs, so a checkpoint loads into any number of stages and shards.
+belongs, so a checkpoint loads into any number of stages, shards and replicas.
 `checkpoints/step-00000100/` holds `rank-0.safetensors`, ... and `manifest.json`, which is written last.
 """
 
@@ -126,7 +126,7 @@ def save(
     """Write one checkpoint from all ranks and return its path.
 
     Args:
-        tensors: this rank's, by key.
+        tensors: this rank's, by key; a rank that has none writes no file.
         state: the same on every rank (loader position, tokens, elapsed seconds), JSON-able.
         scalars: this rank's optimizer scalars, by parameter name.
         keep: how many of the newest stay.
@@ -141,18 +141,20 @@ def save(
     name = f"rank-{ranks.rank}.safetensors"
     error = None
     try:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, os.path.join(partial, name))
-        _sync(os.path.join(partial, name))
-        mine = {"file": name, "sha256": _hash(os.path.join(partial, name)), "scalars": scalars}
-        mine["slices"] = {key: slices[key][:2] for key, tensor in tensors.items() if key in slices and tensor.ndim}
+        mine = None
+        if tensors:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, os.path.join(partial, name))
+            _sync(os.path.join(partial, name))
+            mine = {"file": name, "sha256": _hash(os.path.join(partial, name)), "scalars": scalars}
+            mine["slices"] = {key: slices[key][:2] for key, tensor in tensors.items() if key in slices and tensor.ndim}
     except OSError as failure:
-        error, mine = str(failure), {}
+        error, mine = str(failure), None
     everyone = ranks.gather((mine, error))
     failed = [f"rank {i}: {text}" for i, (_, text) in enumerate(everyone) if text]
     if failed:
         raise UserError(f"checkpoint of step {step} was not written ({'; '.join(failed)})", exit_code=4)
     if ranks.rank == 0:
-        _commit(partial, final, step, state, [part for part, _ in everyone])
+        _commit(partial, final, step, state, [part for part, _ in everyone if part])
         _prune(folder, keep)
     ranks.gather(None)  # it is committed before anyone goes on
     return final

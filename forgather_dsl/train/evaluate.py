@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from ..data.loader import IGNORED
 from .batches import tensors
 from .sampling import picker
 from .session import Session
@@ -21,7 +20,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(session: Session) -> Evaluation:
-    """Every held-out token once. Each rank reads the same batches; the rank of the last stage has the loss."""
+    """Every held-out token once. Each replica takes its rows of every batch; its rank of the last stage has their loss.
+
+    Losses of microbatches are fp32 numbers added in double precision, which holds their sum exactly: so it does not depend
+    on the number of replicas.
+    """
     assert session.held_out is not None
     total, valid = 0.0, 0
     for batch in session.held_out.eval_batches():
@@ -30,7 +33,7 @@ def evaluate(session: Session) -> Evaluation:
             tokens, targets, documents, session.loss_fn, session.experiment.microbatch_size
         )
         total += loss or 0.0
-        valid += int((batch.targets != IGNORED).sum())
+        valid += batch.num_valid
     nats = session.ranks.total(total)
     return Evaluation(nats / valid, nats / math.log(2) / session.held_out.tokens.num_bytes)
 

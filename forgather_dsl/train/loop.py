@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..data.loader import IGNORED
 from ..errors import Interrupted, UserError
+from ..parallel.replicas import sum_gradients
 from .batches import tensors
 from .checkpoint import Saved
 from .evaluate import evaluate, write_sample
@@ -32,10 +32,11 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
             report.sample(write_sample(session))
         while progress(session, seconds) < 1:
             batch = session.loader.next_batch()
-            valid = int((batch.targets != IGNORED).sum())
+            valid = batch.num_valid
             lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
             tokens, targets, documents = tensors(batch)
             loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
+            sum_gradients(session.parameters, session.mesh)
             timing = session.pipeline.timing
             agreed = session.ranks.agree(
                 {name: p.grad for name, p in session.parameters.items()},

@@ -10,7 +10,7 @@ import torch
 
 from .. import __version__
 from ..dsl import build
-from ..specs.experiment import num_microbatches, world_size
+from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks
 from .agreement import Agreed
 from .checkpoint import Saved
 from .evaluate import Evaluation
@@ -120,8 +120,10 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         if world.device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads"
     )
-    ranks, m = world_size(e), num_microbatches(e)
-    plan = f"{ranks} stages, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
+    stages, replicas, m = pipeline_ranks(e), num_replicas(e), num_microbatches(e)
+    ranks = stages * replicas
+    plan = f"{stages} stages, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
+    plan = f"{replicas} replicas of {plan}" if replicas > 1 else plan
     held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
     stops = [
         f"{e.steps:,} steps" if e.steps else "",
@@ -132,7 +134,7 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         f"forgather_dsl {__version__}  {lineage}  {where}" + (f" x {ranks} ranks" if ranks > 1 else ""),
         f"model   {type(e.model).__name__} {_si(num_parameters)} parameters, {e.model.num_layers} layers, dim {e.model.dim}, seq {e.seq_len}",
         f"data    {prepared.source}: {_si(prepared.train.num_bytes)}B, {_si(prepared.train.num_tokens)} tokens of {prepared.tokenizer.vocab_size}{held_out}",
-        f"plan    {plan}, {m} microbatches of {e.microbatch_size} x {e.seq_len} tokens, until {' or '.join(s for s in stops if s)}",
+        f"plan    {plan}, {m} microbatches {'each ' if replicas > 1 else ''}of {e.microbatch_size} x {e.seq_len} tokens, until {' or '.join(s for s in stops if s)}",
         f"run     {session.path}",
     ]
     if resumed is not None:

@@ -19,12 +19,13 @@ from ..data.loader import Loader
 from ..dsl import ConfigError, build
 from ..errors import UserError
 from ..models.init import initialise
-from ..parallel.group import World, join, leave, pipeline_group
+from ..parallel.group import Mesh, World, join, leave, make_mesh
 from ..parallel.interpreter import Pipeline
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import Experiment, FullRecompute, Muon
+from ..specs.experiment import world_size
 from . import checkpoint
 from .agreement import Ranks
 from .directory import read_layout
@@ -38,9 +39,11 @@ class Session:
 
     def __init__(self, experiment: Experiment, path: str, prepared: Prepared, world: World) -> None:
         self.experiment, self.path, self.prepared, self.world = experiment, path, prepared, world
-        self.pipeline = _pipeline(experiment, read_layout(path), world)
+        layout = read_layout(path)
+        self.mesh = _mesh(experiment, layout, world)
+        self.pipeline = _pipeline(experiment, layout, world, self.mesh)
         self.parameters = dict(self.pipeline.named_parameters())
-        self.ranks = Ranks(world, list(self.parameters))
+        self.ranks = Ranks(world, list(self.parameters), first=self.mesh.replica == 0)
         self.optimizer: Any = _optimizer(experiment, self.parameters)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -64,8 +67,8 @@ class Session:
             shuffle=shuffle,
             eos_id=self.prepared.tokenizer.eos_id,
             documents=e.isolate_documents,
-            rank=0,
-            replicas=1,
+            rank=self.mesh.replica,
+            replicas=self.mesh.replicas,
         )
 
     def elapsed(self) -> float:
@@ -74,7 +77,7 @@ class Session:
 
     def num_parameters(self) -> int:
         """Of the whole model, each once."""
-        return sum(self.ranks.gather(sum(p.numel() for p in self.parameters.values())))
+        return sum(self.ranks.gather(sum(p.numel() for p in self.parameters.values()) if self.ranks.first else 0))
 
     def peak_memory(self) -> int:
         """Bytes: of the GPU if this rank has one, else of the process."""
@@ -84,13 +87,8 @@ class Session:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def save(self) -> str:
-        """Write a checkpoint from all ranks; returns its path."""
-        masters = dict(self.optimizer.masters()) if isinstance(self.optimizer, ExactMaster) else {}
-        tensors = {f"weights/{name}": masters.get(name, p) for name, p in self.parameters.items()}
-        scalars: dict[str, dict[str, Any]] = {}
-        for name, _, state in named_states(self.optimizer):
-            tensors.update({f"optimizer/{name}/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)})
-            scalars[name] = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
+        """Write a checkpoint from the ranks of the first replica; returns its path. All ranks must call it."""
+        tensors, scalars = self._state() if self.ranks.first else ({}, {})
         data = {
             **self.loader.state_dict(),
             "seq_len": self.loader.seq_len,
@@ -108,6 +106,16 @@ class Session:
             return {}
         mine = checkpoint.Slice(shard.shape, (shard.rows.start, 0), (len(shard.rows), shard.dim))
         return {key: mine for key in keys if shard.name in (key.removeprefix("weights/"), _owner(key))}
+
+    def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
+        """Weights and the optimizer's tensors by key, its other state by parameter."""
+        masters = dict(self.optimizer.masters()) if isinstance(self.optimizer, ExactMaster) else {}
+        tensors = {f"weights/{name}": masters.get(name, p) for name, p in self.parameters.items()}
+        scalars: dict[str, dict[str, Any]] = {}
+        for name, _, state in named_states(self.optimizer):
+            tensors.update({f"optimizer/{name}/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)})
+            scalars[name] = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
+        return tensors, scalars
 
     def _set_weight(self, name: str, value: torch.Tensor) -> None:
         if isinstance(self.optimizer, ExactMaster) and self.parameters[name].requires_grad:
@@ -156,18 +164,21 @@ def _owner(key: str) -> str:
     return key.removeprefix("optimizer/").rpartition("/")[0]
 
 
-def _pipeline(experiment: Experiment, layout: Layout, world: World) -> Pipeline:
+def _mesh(experiment: Experiment, layout: Layout, world: World) -> Mesh:
+    needed = world_size(experiment)
+    if world.size != needed:
+        raise UserError(f"{type(experiment).__name__} runs on {needed} ranks, but {world.size} were started")
+    return make_mesh(world, layout.schedule.num_ranks)
+
+
+def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Pipeline:
     """This rank's stages of the model, initialised, and the interpreter of its schedule."""
     schedule, layers = layout
-    if world.size != schedule.num_ranks:
-        raise UserError(
-            f"{type(experiment).__name__} runs on {schedule.num_ranks} ranks, but {world.size} were started"
-        )
     precision = build(experiment.precision)
     autocast = precision.autocast(world.device)
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
     stages: list[Stage | HeadShard] = []
-    for index in schedule.stages_of(world.rank):
+    for index in schedule.stages_of(mesh.place):
         with torch.device("meta"):
             model: Any = build(experiment.model)
         model.to(precision.parameters)
@@ -176,18 +187,18 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World) -> Pipeline:
         stage = Stage(model, index, schedule.num_stages, layers[index], world.device, autocast, recompute)
         initialise(model, experiment.seed)
         stages.append(stage)
-    stages += [_shard(experiment, layout, world, index) for index in schedule.shards[world.rank : world.rank + 1]]
-    return _engine(experiment)(stages, schedule, experiment.seed, pipeline_group(world, schedule.num_ranks))
+    stages += [_shard(experiment, layout, world, mesh, index) for index in schedule.shards[mesh.place : mesh.place + 1]]
+    return _engine(experiment)(stages, schedule, experiment.seed, mesh.pipeline, mesh.replica)
 
 
-def _shard(experiment: Experiment, layout: Layout, world: World, index: int) -> HeadShard:
+def _shard(experiment: Experiment, layout: Layout, world: World, mesh: Mesh, index: int) -> HeadShard:
     """This rank's rows of the head."""
     precision = build(experiment.precision)
     with torch.device("meta"):
         model: Any = build(experiment.model)
     model.to(precision.parameters)
     autocast, shards = precision.autocast(world.device), layout.schedule.num_shards
-    shard = HeadShard(model, index, world.rank, shards, world.device, autocast)
+    shard = HeadShard(model, index, mesh.place, shards, world.device, autocast)
     if isinstance(experiment.optimizer, Muon) and role(shard.name, shard.weight) == "matrix":
         raise UserError(
             f"parallel.spread_head: Muon would take {shard.name} for a matrix of a layer, and a shard of it cannot be made "

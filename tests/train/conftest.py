@@ -37,6 +37,9 @@ class HardPP2(Hard):
 
 class HardPP4(Hard):
     parallel = Pipeline(stages=4, schedule=ZeroBubble())
+
+class HardReplicas(Hard):
+    parallel = Pipeline(stages=2, replicas=2)
 """
 
 
@@ -58,7 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def experiments(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A file with `Small`, `Hard`, `HardPP2` and `HardPP4`."""
+    """A file with `Small`, `Hard`, `HardPP2`, `HardPP4` and `HardReplicas`."""
     file = tmp_path_factory.mktemp("experiments") / "small.py"
     file.write_text(SMALL.format(corpus=corpus))
     return file

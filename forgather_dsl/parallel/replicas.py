@@ -1,0 +1,58 @@
+"""Gradients of data-parallel replicas, added up once a step, after the last backward.
+
+In: this rank's parameters by name, the group of the ranks that hold the same ones. Out: the sum over replicas in `.grad`.
+They travel in few flat buckets, in the order of names: what is added to what depends on the names and shapes alone. Every
+rank gets the same bits, so replicas stay equal without ever exchanging weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+
+from forgather_dsl.parallel.failures import PeerLost
+from forgather_dsl.parallel.group import Mesh
+
+__all__ = ["BUCKET_BYTES", "sum_gradients"]
+
+BUCKET_BYTES = 64 * 2**20  # of gradients: the memory that a copy takes, against the latency of a message
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Mapping[str, torch.nn.Parameter], mesh: Mesh, bucket_bytes: int = BUCKET_BYTES) -> None:
+    """Replace every gradient by its sum over the replicas; None stays None where no replica has one.
+
+    Sums have the precision of the gradients: with two replicas one rounding to it, with more one for each but the first.
+    Raises PeerLost when a replica is gone.
+    """
+    if mesh.peers is None:
+        return
+    trained = [parameters[name] for name in sorted(parameters) if parameters[name].requires_grad]
+    for bucket in _buckets(trained, bucket_bytes):
+        has = [float(p.grad is not None) for p in bucket]  # a layer that some replica never used has none there
+        one = bucket[0]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([one.new_tensor(has), *(g.flatten() for g in gradients)]).to(mesh.wire)
+        try:
+            dist.all_reduce(flat, group=mesh.peers)
+        except RuntimeError as error:
+            raise PeerLost("another replica", "adding up gradients", error) from error
+        counts, *sums = flat.split([len(bucket), *(p.numel() for p in bucket)])
+        for parameter, count, gradient, total in zip(bucket, counts.tolist(), gradients, sums):
+            parameter.grad = gradient.copy_(total.view_as(gradient)) if count else None
+
+
+def _buckets(parameters: list[torch.nn.Parameter], most: int) -> Iterator[list[torch.nn.Parameter]]:
+    """Neighbours of one dtype, up to `most` bytes together; a larger one alone."""
+    bucket: list[torch.nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and (size + parameter.nbytes > most or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.nbytes
+    if bucket:
+        yield bucket

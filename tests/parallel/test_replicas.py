@@ -1,0 +1,27 @@
+"""Replicas of pipelines learn what one process learns, within a stated bound (see replica_ranks.py for the cases)."""
+
+from __future__ import annotations
+
+import pytest
+from test_ranks import run
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return run("replica_ranks.py", tmp_path_factory.mktemp("replicas"))
+
+
+@pytest.mark.parametrize("topic", ["plain", "all", "llama"])
+def test_replicas_learn_what_one_process_learns(found, topic):
+    cases = {name: wrong for name, wrong in found.items() if name.split()[0] == topic}
+    layouts = [f"{topic} {schedule} 2x2" for schedule in ("gpipe", "1f1b", "zb-h1", "interleaved", "zb-v")]
+    assert cases.keys() == {f"{topic} 1f1b 4x1", *layouts, f"{topic} 1f1b 1x4"}
+    assert {name: wrong for name, wrong in cases.items() if wrong} == {}
+
+
+def test_gradients_that_some_replicas_lack(found):
+    assert found["missing gradients"] == []
+
+
+def test_gradients_keep_their_number_format(found):
+    assert found["dtypes"] == []
