@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["Costs", "uniform", "with_shards"]
+__all__ = ["Costs", "uniform", "with_shards", "without_shards"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +86,9 @@ def with_shards(costs: Costs, forward: float, weight_grad: float, kept: float = 
         owed=and_each(costs.owed, kept),  # no I in between: F takes `kept`, W gives back `owed`
         working=and_each(costs.working, working),
     )
+
+
+def without_shards(costs: Costs, num_stages: int) -> Costs:
+    """The costs of the first `num_stages` stages: those that hold layers."""
+    names = ("forward", "input_grad", "weight_grad", "kept", "owed", "working")
+    return replace(costs, **{name: getattr(costs, name)[:num_stages] for name in names})

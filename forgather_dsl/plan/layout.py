@@ -16,7 +16,7 @@ from ..specs.experiment import num_microbatches, num_shards
 from ..specs.parallel import Searched
 from . import partition
 from .actions import Schedule, from_csv, to_csv
-from .costs import Costs
+from .costs import Costs, without_shards
 from .memory import State
 from .model_costs import model_costs
 from .profile import read_profile
@@ -43,8 +43,9 @@ def lay_out(experiment: Experiment) -> Layout:
     placement = schedule.__placement__(parallel.stages)
     layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, len(placement))
     costs = None
-    if isinstance(schedule, Searched):
-        costs = model_costs(experiment, placement, layers, read_profile(schedule.profile))
+    if isinstance(parallel.schedule, Searched):
+        costs = model_costs(experiment, placement, layers, read_profile(parallel.schedule.profile))
+        costs = without_shards(costs, len(placement))  # those are put into the order afterwards
     try:
         built = _ordered(schedule, parallel.stages, microbatches, costs)
     except ValueError as error:
