@@ -22,10 +22,18 @@ from torch.autograd.function import Function
 
 from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.interpreter import Pipeline
+from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.torch_engine import TorchPipeline
 from forgather_dsl.plan import schedules
 from forgather_dsl.plan.actions import Schedule
+from forgather_dsl.plan.costs import uniform
 from forgather_dsl.plan.simulate import simulate
+
+
+def _searched(ranks: int, microbatches: int, chunks: int) -> Schedule:
+    """An order for these waits, within twice the memory of 1F1B."""
+    return schedules.zero_bubble(ranks, microbatches, uniform(chunks * ranks, ranks), chunks, 2 * ranks, None)
+
 
 SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
     "GPipe": schedules.gpipe,
@@ -38,7 +46,8 @@ SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
     "VHalf": schedules.v_half,
     "VMin": schedules.v_min,
     "DualPipeV": schedules.dualpipe_v,
-    "ZeroBubble": schedules.zero_bubble,
+    "ZeroBubble": partial(_searched, chunks=1),
+    "ZeroBubble in a V": partial(_searched, chunks=2),
 }
 ENGINES = ("own", "torch", "torch+deferred")  # torch+deferred: torch's runtime with our deferred weight gradients
 WIDTH = 1024  # messages of 4 KiB
@@ -84,10 +93,11 @@ class _Model(nn.Module):
         self.embedding, self.weight = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.ones(WIDTH))
 
 
-class WaitingStage:
+class WaitingStage(Stage):
     """What `Pipeline` needs of a stage, waiting `seconds[kind]` instead of computing."""
 
     def __init__(self, index: int, num_stages: int, seconds: dict[str, float], deferred: bool) -> None:
+        # nothing of a model: no call of Stage's own
         self.index, self.num_stages, self.layers = index, num_stages, range(index, index + 1)
         self.first, self.last, self.tied = index == 0, index == num_stages - 1, False
         self.dim, self.dtype, self.device = WIDTH, torch.float32, torch.device("cpu")
@@ -99,7 +109,7 @@ class WaitingStage:
         if self.seconds[kind]:
             time.sleep(self.seconds[kind])
 
-    def forward(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, documents: Any, key: Any) -> torch.Tensor:
         """Ids `[1, 1]` (first stage) or `[1, 1, WIDTH]` to `[1, 1, WIDTH]`."""
         if self.first:
             x = self.model.embedding.expand(1, 1, WIDTH)  # what makes an I of stage 0 do something

@@ -8,12 +8,15 @@ times of one round. `one process` is half of what a rank takes for the whole ste
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from forked import PipelineGroup, Seconds, World, interleaved, on_ranks, spread, table
@@ -28,6 +31,7 @@ from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.torch_engine import undefer
 from forgather_dsl.plan import schedules
 from forgather_dsl.plan.actions import Schedule
+from forgather_dsl.plan.costs import uniform
 
 RANKS, LAYERS, DIM, SEQ, VOCAB = 2, 8, 256, 256, 512
 BASELINE = "torch 1F1B"
@@ -43,8 +47,8 @@ OURS: dict[str, Callable[[int, int], Schedule]] = {
     "Interleaved": partial(schedules.interleaved, chunks=2),
     "ZeroBubbleH1": schedules.zero_bubble_h1,
     "ZeroBubbleV": schedules.zero_bubble_v,
-    "ZeroBubble (searched)": partial(schedules.zero_bubble, weight_grad=0.67),
 }
+SEARCHED = {"ZeroBubble": 1, "ZeroBubble in a V": 2}  # stages per rank
 ONE = "one process / 2"
 
 
@@ -69,9 +73,12 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def _ours(schedule: Schedule, group: PipelineGroup | None, recompute: Any, batch: Any) -> Callable[[], float | None]:
+def _pipeline(schedule: Schedule, group: PipelineGroup | None, recompute: Any) -> Pipeline:
     indices = schedule.stages_of(group.rank if group else 0)
-    pipeline = Pipeline([_stage(i, schedule.num_stages, recompute) for i in indices], schedule, 0, group)
+    return Pipeline([_stage(i, schedule.num_stages, recompute) for i in indices], schedule, 0, group)
+
+
+def _step(pipeline: Pipeline, batch: Any) -> Callable[[], float | None]:
     return partial(pipeline.step, *batch, None, _loss, 0, batch[1].numel())
 
 
@@ -120,18 +127,45 @@ def _torchs(name: str, group: PipelineGroup, recompute: Any, batch: Any) -> Call
     return step
 
 
+def _searched(chunks: int, group: PipelineGroup, recompute: Any, batch: Any) -> Schedule:
+    """The order found for the times that the same stages take under the drawn schedule of the same placement."""
+    microbatches = len(batch[0])
+    known = (schedules.zero_bubble_h1 if chunks == 1 else schedules.zero_bubble_v)(RANKS, microbatches)
+    pipeline = _pipeline(known, group, recompute)
+    taken: dict[tuple[int, str], list[float]] = {}
+    for number in range(4):
+        _step(pipeline, batch)()
+        for action, seconds in pipeline.timing.actions.items() if number else ():
+            taken.setdefault((action.stage, action.kind), []).append(seconds)
+    everyone: list[Any] = [None] * RANKS
+    dist.all_gather_object(everyone, {key: statistics.median(values) for key, values in taken.items()})
+    median = {key: seconds for part in everyone for key, seconds in part.items()}
+    costs = uniform(chunks * RANKS, RANKS)
+    for kind, field in zip("FIW", ("forward", "input_grad", "weight_grad")):
+        costs = replace(costs, **{field: tuple(median[stage, kind] for stage in range(chunks * RANKS))})
+    found = [schedules.zero_bubble(RANKS, microbatches, costs, chunks, 2 * RANKS, None)] if group.rank == 0 else [None]
+    dist.broadcast_object_list(found)
+    return cast(Schedule, found[0])
+
+
 def _measure(
     _: World, group: PipelineGroup, names: list[str], recompute: str, microbatches: int, rounds: int
 ) -> Seconds:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCAB, (microbatches, SEQ + 1), generator=generator)
     batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    cases = {ONE: _ours(schedules.accumulate(microbatches), None, recompute, batch)}
+    cases: dict[str, Callable[[], float | None]] = {
+        ONE: _step(_pipeline(schedules.accumulate(microbatches), None, recompute), batch)
+    }
     for name in names:
         if name in TORCH:
             cases[name] = _torchs(name, group, recompute, batch)
         else:
-            cases[name] = _ours(OURS[name](RANKS, microbatches), group, recompute, batch)
+            if name in SEARCHED:
+                schedule = _searched(SEARCHED[name], group, recompute, batch)
+            else:
+                schedule = OURS[name](RANKS, microbatches)
+            cases[name] = _step(_pipeline(schedule, group, recompute), batch)
     expected = cases[ONE]()
     for name, step in cases.items():  # the first step, which allocates, is not timed
         loss = step()
@@ -169,7 +203,8 @@ def main() -> None:
     parser.add_argument("--recompute", choices=["none", "full"], default="none")
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--schedules", nargs="+", choices=[*TORCH, *OURS], default=[*TORCH, *OURS])
+    known = [*TORCH, *OURS, *SEARCHED]
+    parser.add_argument("--schedules", nargs="+", choices=known, default=known)
     a = parser.parse_args()
     print(
         f"{RANKS} ranks, 1 thread each, dim {DIM}, {LAYERS} layers, seq {SEQ}, vocabulary {VOCAB}, fp32, "
