@@ -70,12 +70,19 @@ def test_four_stages_with_split_backward_are_the_same_too(small: Any, single: Pa
     assert losses(tmp_path / "run") == losses(single)
 
 
-def test_torchs_engine_learns_the_same(small: Any, single: Path, tmp_path: Path) -> None:
-    experiment = small.replace(small.HardPP4(), parallel=small.patch(small.Pipeline, engine="torch"))
-    Trainer(experiment, out=str(tmp_path / "run")).fit()
+@pytest.mark.parametrize("engine", ["own", "torch"])
+def test_two_ranks_with_two_stages_each_in_a_v_learn_the_same(
+    small: Any, single: Path, tmp_path: Path, engine: str
+) -> None:
+    """First and last stage on rank 0: the tied weight is there twice, the loss on the rank that logs."""
+    parallel = small.Pipeline(stages=2, schedule=small.ZeroBubble(chunks=2), engine=engine)
+    Trainer(small.replace(small.HardPP2(), parallel=parallel), out=str(tmp_path / "run")).fit()
     assert losses(tmp_path / "run") == losses(single)
     assert records(tmp_path / "run", "eval_loss") == records(single, "eval_loss")
     assert all(0 < record["bubble"] < 1 for record in records(tmp_path / "run", "loss"))
+    a, b = weights(single), weights(tmp_path / "run")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_component_of_the_users_own_reaches_the_ranks(corpus: Path, tmp_path: Path) -> None:
