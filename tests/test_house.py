@@ -28,6 +28,7 @@ LAYERS |= {"interop": 6, "cli": 7, "__main__": 8, "__init__": -1}  # the top hol
 
 LATE_IMPORTS = {  # inside functions, against the arrow: what a spec describes is imported when it is needed, not before
     ("specs", "data"): "the size of a vocabulary is read off its file",
+    ("specs", "plan"): "which rank holds which stage is read off a schedule's file",
     ("specs", "train"): "building an Experiment gives a Trainer",
     ("train", "runs"): "Trainer.fit returns a Run",
 }

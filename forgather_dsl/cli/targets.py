@@ -10,6 +10,7 @@ from typing import Any
 
 from ..dsl import ConfigError, Lazy, LoadError, check, is_mixin, load, override
 from ..dsl.load import is_root
+from ..plan.layout import schedule_problems
 from ..runs.run import Run, is_run
 
 
@@ -35,8 +36,8 @@ def find(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
 
 def find_checked(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
     """The same, complete and free of contradictions. Raises ConfigError with every problem."""
-    found = find(target, settings)
-    check(found)
+    found: Any = find(target, settings)
+    check(found, schedule_problems(found) if is_root(type(found)) else ())
     return found
 
 

@@ -39,9 +39,9 @@ def problems(root: Lazy[Any], /) -> list[ConfigError]:
     return list(found.values())
 
 
-def check(root: Lazy[Any], /) -> None:
-    """Raise one ConfigError that lists every problem, if there is any."""
-    found = problems(root)
+def check(root: Lazy[Any], /, more: Iterable[ConfigError] = ()) -> None:
+    """Raise one ConfigError that lists every problem, and those that a caller has found besides, if there is any."""
+    found = [*problems(root), *more]
     if found:
         texts = [str(problem) for problem in found]
         kind = type(found[0]) if len({type(p) for p in found}) == 1 else ConfigError

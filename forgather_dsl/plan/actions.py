@@ -2,7 +2,7 @@
 
 In: letters, stages and microbatches. Out: `Schedule`, which the planner costs, `draw` draws and the interpreter runs.
 The letters are torch.distributed.pipelining's own (`2F0` is the forward of microbatch 0 on stage 2), so schedules
-can be exchanged with it as CSV, one row per rank.
+can be exchanged with it as CSV, one row per rank, with or without torch's cells for messages.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def from_rows(name: str, rows: Sequence[Sequence[Action]], num_shards: int = 0) 
     num_stages = max(placement) + 1
     missing = sorted(set(range(num_stages)) - set(placement))
     if missing:
-        raise ValueError(f"no rank runs stage {missing[0]} of {num_stages}")
+        raise ValueError(f"no rank runs stage {', '.join(map(str, missing))} of {num_stages}")
     num_stages -= num_shards
     if num_shards and [placement.get(num_stages + rank) for rank in range(len(rows))] != list(range(num_shards)):
         raise ValueError(f"{num_shards} shards of the head on {len(rows)} ranks: there has to be one on each, in order")
@@ -128,17 +128,41 @@ def to_csv(schedule: Schedule) -> str:
 
 
 def from_csv(text: str, name: str = "csv", num_shards: int = 0) -> Schedule:
-    """The schedule written as CSV, one row per rank; empty cells (torch writes them for idle slots) are skipped.
+    """The schedule written as CSV, one row per rank, by `to_csv`, by hand or by torch in either of its forms.
 
-    Raises ValueError naming the row and cell that is not a compute action (communication is ours to add).
+    Empty cells (idle) and what is ours to add (torch's messages, gathering and reducing) are skipped. An overlapped pair
+    `(0F3;7B1)OVERLAP_F_B` becomes its two actions. Raises ValueError naming the rows and cells that are none of these.
     """
     rows: list[list[Action]] = []
+    wrong: list[str] = []
     for number, line in enumerate(text.strip().splitlines(), start=1):
         row: list[Action] = []
         for cell in filter(None, (cell.strip() for cell in line.split(","))):
-            match = re.fullmatch(r"(\d+)([FBIW])(\d+)", cell)
-            if match is None:
-                raise ValueError(f"row {number}: {cell!r} is not stage, one of F B I W, microbatch, such as 2F0")
-            row.append(Action(int(match[1]), match[2], int(match[3])))  # type: ignore[arg-type]  # matched above
+            found = _cell(cell)
+            if found is None:
+                wrong.append(f"row {number}: {cell!r}")
+            row += found or ()
         rows.append(row)
+    if wrong:
+        more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
+        raise ValueError(
+            f"{', '.join(wrong[:_SHOWN])}{more}: write one row for each rank, of cells of a stage, one of F B I W, and a "
+            f"microbatch, such as 2F0"
+        )
     return from_rows(name, rows, num_shards)
+
+
+_SHOWN = 3  # wrong cells of a file that are told
+_ACTION = re.compile(r"(\d+)([FBIW])(\d+)")
+_PAIR = re.compile(r"\((.*)\)OVERLAP_F_B")
+_ADDED = re.compile(r"\d+((SEND|RECV)_[FB]\d+|UNSHARD|RESHARD|REDUCE_GRAD)")
+
+
+def _cell(cell: str) -> list[Action] | None:
+    """The actions of a cell; None when it is no cell of a schedule."""
+    if pair := _PAIR.fullmatch(cell):
+        cells = [_cell(part.strip()) for part in pair[1].split(";")]
+        return None if None in cells else [action for found in cells for action in found or ()]
+    if match := _ACTION.fullmatch(cell):
+        return [Action(int(match[1]), match[2], int(match[3]))]  # type: ignore[arg-type]  # one of the four letters
+    return [] if _ADDED.fullmatch(cell) else None

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from .. import specs
-from ..dsl import ConfigError, replace
+from ..dsl import ConfigError, missing, replace
 from ..specs import BF16, Experiment, FullRecompute, Muon, Pipeline, Single
 from ..specs.experiment import world_size
 from .estimate import Estimate, Site, estimate
@@ -105,11 +105,12 @@ def for_cards(experiment: Experiment, count: int) -> Experiment:
 
 
 def schedules() -> list[specs.Schedule[Any]]:
-    """One of each class of schedule that there is, with its defaults."""
+    """One of each class of schedule that there is, with its defaults; those that need to be told more are left out."""
     found = [getattr(specs, name) for name in specs.__all__]
-    return [
+    made = [
         cls() for cls in found if isinstance(cls, type) and issubclass(cls, specs.Schedule) and not cls.__abstract__
     ]
+    return [schedule for schedule in made if not missing(schedule)]
 
 
 Kind = Callable[

@@ -6,15 +6,16 @@ The class of the schedule settles stages per rank and their placement. Raises Co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..dsl import ConfigError, build
-from ..specs import Experiment, Pipeline
-from ..specs.experiment import num_microbatches, num_shards
-from ..specs.parallel import Searched
-from . import partition
+from ..dsl import ConfigError, build, problems
+from ..dsl.check import said_at
+from ..specs import Experiment, Pipeline, ScheduleFile
+from ..specs.experiment import num_microbatches, num_replicas, num_shards
+from ..specs.parallel import Searched, placement
+from . import partition, validity
 from .actions import Schedule, from_csv, to_csv
 from .costs import Costs, without_shards
 from .memory import State
@@ -24,7 +25,7 @@ from .schedules import accumulate
 from .sizes import model_size
 from .spread import spread_head
 
-__all__ = ["Layout", "balanced", "from_dict", "lay_out", "to_dict"]
+__all__ = ["Layout", "balanced", "from_dict", "lay_out", "schedule_problems", "to_dict"]
 
 
 class Layout(NamedTuple):
@@ -35,30 +36,104 @@ class Layout(NamedTuple):
 
 
 def lay_out(experiment: Experiment) -> Layout:
-    """Stages, layers and actions. The same for the same experiment, whatever machine it is asked on."""
-    microbatches, parallel = num_microbatches(experiment), experiment.parallel
+    """Stages, layers and actions. The same for the same experiment, whatever machine it is asked on.
+
+    Raises ConfigError, with every problem, for a schedule that cannot be run or does not go with the experiment.
+    """
+    parallel = experiment.parallel
     if not isinstance(parallel, Pipeline):
-        return Layout(accumulate(microbatches), (range(experiment.model.num_layers),))
-    schedule: Any = parallel.schedule
-    placement = schedule.__placement__(parallel.stages)
-    layers = _cut(parallel.cuts) if parallel.cuts is not None else balanced(experiment, len(placement))
-    costs = None
-    if isinstance(parallel.schedule, Searched):
-        costs = model_costs(experiment, placement, layers, read_profile(parallel.schedule.profile))
-        costs = without_shards(costs, len(placement))  # those are put into the order afterwards
-    try:
-        built = _ordered(schedule, parallel.stages, microbatches, costs)
-    except ValueError as error:
-        raise ConfigError(f"parallel.schedule: {error}") from error
+        return Layout(accumulate(num_microbatches(experiment)), (range(experiment.model.num_layers),))
+    spec, places, costs = parallel.schedule, placement(parallel), None
+    layers = () if places is None else _layers(experiment, parallel, len(places))
+    if isinstance(spec, Searched) and places is not None:
+        costs = model_costs(experiment, places, layers, read_profile(spec.profile))
+        costs = without_shards(costs, len(places))  # those are put into the order afterwards
+    schedule = _schedule(experiment, parallel, costs)
     if num_shards(experiment):
-        built = spread_head(built, model_costs(experiment, built.placement, layers))
-    return Layout(built, layers)
+        schedule = spread_head(schedule, model_costs(experiment, schedule.placement, layers))
+    return Layout(schedule, layers)
+
+
+def _layers(experiment: Experiment, parallel: Pipeline, stages: int) -> tuple[range, ...]:
+    """The layers of each stage."""
+    cuts, layers = parallel.cuts, experiment.model.num_layers
+    if cuts is None:
+        return balanced(experiment, stages)
+    if len(cuts) != stages or sum(cuts) != layers:
+        raise ConfigError(f"parallel.cuts: {cuts} does not cut {layers} layers into {stages} stages")
+    return _cut(cuts)
+
+
+def schedule_problems(experiment: Experiment) -> list[ConfigError]:
+    """What is wrong with a schedule that comes from a file or from the user's own function, to be told together with what
+    `dsl.check` finds; ours are right by their tests, and a search takes its time. Nothing where that cannot be said yet.
+    """
+    try:
+        parallel = experiment.parallel
+        if not isinstance(parallel, Pipeline) or experiment.batch_size % (
+            num_replicas(experiment) * experiment.microbatch_size
+        ):
+            return []
+        ours = str(type(parallel.schedule).__target__).startswith("forgather_dsl.")
+        wrong_values = problems(parallel.schedule)
+    except ConfigError:
+        return []
+    if (
+        wrong_values
+        or (ours and not isinstance(parallel.schedule, ScheduleFile))
+        or isinstance(parallel.schedule, Searched)
+    ):
+        return []
+    try:
+        _schedule(experiment, parallel, None)
+    except ConfigError as error:
+        return [ConfigError(text) for text in error.problems]
+    return []
+
+
+def _schedule(experiment: Experiment, parallel: Pipeline, costs: Costs | None) -> Schedule:
+    """The schedule, valid, for as many ranks and microbatches as there are."""
+    spec: Any = parallel.schedule
+    path, made = "parallel.schedule", _made
+    if isinstance(parallel.schedule, ScheduleFile):
+        path, made = "parallel.schedule.path", _made.__wrapped__  # a file may change
+    try:
+        schedule, invalid = made(spec, parallel.stages, num_microbatches(experiment), costs)
+        found = [f"{schedule.name} {text}" for text in _mismatches(experiment, parallel, schedule)]
+        found += [f"{schedule.name}: {text}" for text in invalid]
+        if not found:
+            return schedule
+    except ValueError as error:
+        found = [str(error)]
+    texts = [f"{path}: {text}{said_at(experiment, path)}" for text in found]
+    raise ConfigError("\n".join(texts), texts)
 
 
 @lru_cache(maxsize=64)  # advice tries many experiments that differ in other things
-def _ordered(schedule: Any, ranks: int, microbatches: int, costs: Costs | None) -> Schedule:
-    made_for: dict[str, Any] = {} if costs is None else {"costs": costs}
-    return build(schedule, ranks=ranks, microbatches=microbatches, **made_for)
+def _made(spec: Any, ranks: int, microbatches: int, costs: Costs | None) -> tuple[Schedule, list[str]]:
+    """The schedule, and what is wrong with it in itself. Raises ValueError when there is none."""
+    known: dict[str, Any] = {"ranks": ranks, "microbatches": microbatches, "costs": costs}
+    made = build(spec, **{name: known[name] for name in type(spec).__runtime__})  # a file has sizes of its own
+    if not isinstance(made, Schedule):
+        raise ValueError(f"{type(spec).__name__} makes {made!r}, not a Schedule")
+    return made, validity.problems(made)
+
+
+def _mismatches(experiment: Experiment, parallel: Pipeline, schedule: Schedule) -> Iterator[str]:
+    """Where a schedule does not go with its experiment or its class."""
+    wanted, made = num_microbatches(experiment), schedule.num_microbatches
+    if schedule.num_ranks != parallel.stages:
+        yield f"is for {schedule.num_ranks} ranks, the pipeline has {parallel.stages}: write stages={schedule.num_ranks}"
+    elif schedule.placement != placement(parallel):
+        yield (
+            f"places stages 0 to {schedule.num_stages - 1} on ranks {list(schedule.placement)}, its class says "
+            f"{list(placement(parallel) or ())}: write def __placement__(self, ranks) in {type(parallel.schedule).__name__}"
+        )
+    if made != wanted:
+        replicas, size = num_replicas(experiment), experiment.microbatch_size
+        share = experiment.batch_size // replicas
+        better = f"microbatch_size={share // made}" if share % made == 0 else f"batch_size={made * size * replicas}"
+        yield f"is for {made} microbatches, the experiment has {wanted}: write {better}"
 
 
 def _cut(cuts: Sequence[int]) -> tuple[range, ...]:

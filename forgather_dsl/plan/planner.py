@@ -208,8 +208,9 @@ def _comparison(own: Run, found: Hardware, profile: Mapping[str, Any] | None) ->
     parallel = own.experiment.parallel
     if not isinstance(parallel, Pipeline):
         return []
+    others = [schedule for schedule in schedules() if type(schedule) is not type(parallel.schedule)]
     rows = []
-    for schedule in schedules():
+    for schedule in sorted([parallel.schedule, *others], key=lambda one: type(one).__name__):
         if type(schedule) is type(parallel.schedule):
             rows.append(Row(written(parallel.schedule), own))
             continue

@@ -10,7 +10,7 @@ from ..dsl import Lazy, derived, replace
 from .data import Source, Stdlib, Tokenizer, TrainedBPE
 from .logging import Checkpoints, Console, Logger, Sampling
 from .model import Llama, Model
-from .parallel import Parallel, Pipeline, Single
+from .parallel import Parallel, Pipeline, Single, described, placement
 from .training import (
     AdamW,
     BF16Mixed,
@@ -121,8 +121,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         parallel, layers = self.parallel, self.model.num_layers
         if not isinstance(parallel, Pipeline):
             return
-        if parallel.stages > layers:
-            yield "parallel.stages", f"{parallel.stages} stages for {layers} layers; every stage needs one"
+        places = placement(parallel)
+        if places is not None and len(places) > layers:
+            yield (
+                "parallel.stages",
+                f"{described(parallel, places)} for {layers} layers; every stage needs one: "
+                f"write num_layers={len(places)} or more, fewer stages, or a schedule with fewer on each rank",
+            )
         if parallel.cuts is not None and sum(parallel.cuts) != layers:
             yield "parallel.cuts", f"{parallel.cuts} adds up to {sum(parallel.cuts)}, the model has {layers} layers"
         if parallel.spread_head:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from ..dsl import Lazy
+from ..dsl import REQUIRED, Lazy
 from .validators import at_least
 
 if TYPE_CHECKING:
@@ -16,7 +16,11 @@ T = TypeVar("T")
 
 
 class Schedule(Lazy[T], abstract=True, runtime=("ranks", "microbatches")):
-    """The order in which each rank runs the forward and backward passes of its stages."""
+    """The order in which each rank runs the forward and backward passes of its stages.
+
+    Of your own: `class Mine(Schedule["my_function"])`, a function of ranks and microbatches (and of the class's
+    fields) that returns a forgather_dsl.plan.schedules.Schedule; with `__placement__` unless each rank has one stage.
+    """
 
     def __placement__(self, ranks: int) -> tuple[int, ...]:
         """The rank that holds each stage: one stage on each."""
@@ -31,8 +35,66 @@ class OneFOneB(Schedule["forgather_dsl.plan.schedules.one_f_one_b"]):
     """One forward, one backward in turn: at most as many live microbatches as stages (https://arxiv.org/abs/1806.03377)."""
 
 
+class Loop(Schedule[T], abstract=True):
+    """Several stages on each rank, dealt out in turn: a smaller bubble, more messages."""
+
+    chunks: int = attrs.field(default=2, validator=at_least(1))  # stages of each rank
+
+    def __placement__(self, ranks: int) -> tuple[int, ...]:
+        """Stage s on rank s % ranks."""
+        return tuple(range(ranks)) * self.chunks
+
+
+class Interleaved(Loop["forgather_dsl.plan.schedules.interleaved"]):
+    """1F1B over several stages per rank, its bubble divided by them (https://arxiv.org/abs/2104.04473)."""
+
+
+class LoopedBFS(Loop["forgather_dsl.plan.schedules.looped_bfs"]):
+    """GPipe over several stages per rank, its bubble divided by them (https://arxiv.org/abs/2211.05953)."""
+
+
 class ZeroBubbleH1(Schedule["forgather_dsl.plan.schedules.zero_bubble_h1"]):
     """Split backward: weight gradients fill the bubble at the memory of 1F1B (https://arxiv.org/abs/2401.10241)."""
+
+
+class ZeroBubbleH2(Schedule["forgather_dsl.plan.schedules.zero_bubble_h2"]):
+    """Split backward: nearly no bubble, at twice the activations of 1F1B (https://arxiv.org/abs/2401.10241)."""
+
+
+class Vee(Schedule[T], abstract=True):
+    """Two stages on each rank, down the ranks and up again: the first and the last stage meet on rank 0."""
+
+    def __placement__(self, ranks: int) -> tuple[int, ...]:
+        """Stage s on rank s, those after the turn on rank 2 * ranks - 1 - s."""
+        return (*range(ranks), *reversed(range(ranks)))
+
+
+class ZeroBubbleV(Vee["forgather_dsl.plan.schedules.zero_bubble_v"]):
+    """Split backward in a V: half of ZeroBubbleH1's bubble at the memory of 1F1B (https://arxiv.org/abs/2401.10241)."""
+
+
+class VHalf(Vee["forgather_dsl.plan.schedules.v_half"]):
+    """Split backward in a V at half the activations of 1F1B, with about half of its bubble (https://arxiv.org/abs/2405.15362)."""
+
+
+class VMin(Vee["forgather_dsl.plan.schedules.v_min"]):
+    """Split backward in a V at a third of the activations of 1F1B, with two thirds of its bubble (https://arxiv.org/abs/2405.15362)."""
+
+
+class DualPipeV(Vee["forgather_dsl.plan.schedules.dualpipe_v"]):
+    """Half of DualPipe: whole backwards but for the first and last microbatches (https://arxiv.org/abs/2412.19437)."""
+
+
+class ScheduleFile(Schedule["forgather_dsl.plan.schedules.from_file"], runtime=()):
+    """An order of your own, or torch.distributed.pipelining's: CSV, one row per rank, cells such as 2F0."""
+
+    path: str = REQUIRED
+
+    def __placement__(self, ranks: int) -> tuple[int, ...]:
+        """As the file has it, whatever the number of ranks. Raises ValueError when it holds no schedule."""
+        from ..plan.schedules import from_file
+
+        return from_file(self.path).placement
 
 
 class Searched(Schedule[T], abstract=True, runtime=("ranks", "microbatches", "costs")):
@@ -64,7 +126,10 @@ class Single(Parallel):
 
 
 class Pipeline(Parallel):
-    """The layers cut into stages that pass microbatches on; `replicas` of it share the batch. Ranks: stages x replicas."""
+    """The layers cut into stages that pass microbatches on; `replicas` of it share the batch. Ranks: stages x replicas.
+
+    `stages` counts the ranks of one replica: the schedule settles how many stages of the model each of them has.
+    """
 
     stages: int = attrs.field(default=2, validator=at_least(1))
     schedule: Schedule = OneFOneB()
@@ -81,7 +146,28 @@ class Pipeline(Parallel):
             yield "engine", "torch's runtime needs two ranks or more, this pipeline has one; leave it out"
         if self.engine == "torch" and self.spread_head:
             yield "spread_head", "torch's runtime has no shards of a head; leave it out, or write engine='own'"
-        if self.cuts is not None and len(self.cuts) != self.stages:
-            yield "cuts", f"{len(self.cuts)} numbers for {self.stages} stages; give one number of layers for each stage"
+        places = placement(self)
+        if self.cuts is not None and places is not None and len(self.cuts) != len(places):
+            yield (
+                "cuts",
+                f"{len(self.cuts)} numbers for {described(self, places)}; give one number of layers for each stage",
+            )
         if self.cuts is not None and any(n < 1 for n in self.cuts):
             yield "cuts", f"{self.cuts}: every stage needs a layer"
+
+
+def placement(parallel: Pipeline) -> tuple[int, ...] | None:
+    """The rank that holds each stage; None when the schedule's file does not say."""
+    try:
+        return parallel.schedule.__placement__(parallel.stages)
+    except ValueError:  # told where the file is read for its actions
+        return None
+
+
+def described(parallel: Pipeline, places: tuple[int, ...]) -> str:
+    """How many stages, and why, for a message: `8 stages (4 ranks x 2 under ZeroBubbleV)`."""
+    ranks = max(places) + 1
+    if len(places) == ranks:
+        return f"{len(places)} stages"
+    each = f"x {len(places) // ranks}" if len(places) % ranks == 0 else "altogether"
+    return f"{len(places)} stages ({ranks} ranks {each} under {type(parallel.schedule).__name__})"

@@ -120,9 +120,10 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         if world.device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads"
     )
-    stages, replicas, m = pipeline_ranks(e), num_replicas(e), num_microbatches(e)
-    ranks = stages * replicas
-    plan = f"{stages} stages, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
+    pipelined, replicas, m = pipeline_ranks(e), num_replicas(e), num_microbatches(e)
+    ranks, stages = pipelined * replicas, session.pipeline.schedule.num_stages
+    plan = f"{stages} stages" + (f" on {pipelined} ranks" if stages != pipelined else "")
+    plan = f"{plan}, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
     plan = f"{replicas} replicas of {plan}" if replicas > 1 else plan
     held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
     stops = [

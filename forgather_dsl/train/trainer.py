@@ -14,6 +14,7 @@ from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
 from ..parallel.launch import ENVIRONMENT, launch
 from ..plan.fit import require_fit
+from ..plan.layout import schedule_problems
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
@@ -64,7 +65,7 @@ class Trainer:
                 "fit() was called while a rank imported this script; put the call under if __name__ == '__main__':"
             )
         experiment = self.experiment
-        check(experiment)
+        check(experiment, schedule_problems(experiment))
         for text in warnings(experiment):
             print(f"warning: {text}", file=sys.stderr)
         world = world_size(experiment)

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch_schedules import torch_rows
 
 from forgather_dsl.plan.schedules import (
     Action,
@@ -154,26 +155,6 @@ def test_communication_delays_the_next_rank_only():
     assert simulate(gpipe(2, 1), communication=0.5).makespan == 1 + 0.5 + 3 + 0.5 + 2
     v_shape = from_rows("V", [[Action(0, "F", 0), Action(1, "F", 0), Action(1, "B", 0), Action(0, "B", 0)]])
     assert simulate(v_shape, communication=0.5).makespan == 6
-
-
-def torch_rows(name, ranks, microbatches, chunks=1):
-    """The rows of torch's class of that name; its stages are stand-ins, since it only looks at their places."""
-    schedules = pytest.importorskip("torch.distributed.pipelining.schedules")
-
-    class Standin:
-        submod, group_rank, group_size, num_stages = None, 0, ranks, ranks * chunks
-
-        def __init__(self, index):
-            self.stage_index, self.is_last = index, index == ranks * chunks - 1
-
-    cls, loss_fn = schedules.get_schedule_class(name), lambda output, target: output
-    if issubclass(cls, schedules.PipelineScheduleSingle):
-        order = cls(Standin(0), microbatches, loss_fn=loss_fn)._get_pipeline_order()
-    else:
-        order = cls([Standin(index) for index in range(chunks)], microbatches, loss_fn=loss_fn).pipeline_order
-    actions = [[one for a in order[rank] if a for one in (a.sub_actions or (a,))] for rank in range(ranks)]
-    cells = [[(a.stage_index, a.computation_type.value, a.microbatch_index) for a in row] for row in actions]
-    return [["{}{}{}".format(*cell) for cell in row if cell[1] in "FBIW"] for row in cells]
 
 
 def our_rows(schedule):

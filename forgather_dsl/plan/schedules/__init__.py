@@ -11,6 +11,7 @@ from __future__ import annotations
 from forgather_dsl.plan.actions import Action, Schedule, from_csv, from_rows, to_csv
 from forgather_dsl.plan.drawing import draw
 from forgather_dsl.plan.schedules.blocks import v_half, v_min, zero_bubble_h2
+from forgather_dsl.plan.schedules.file import from_file
 from forgather_dsl.plan.schedules.line import accumulate, forwards, gpipe, one_f_one_b, zero_bubble_h1
 from forgather_dsl.plan.schedules.loop import interleaved, looped_bfs
 from forgather_dsl.plan.schedules.searched import drawn, to_and_fro, zero_bubble
@@ -31,6 +32,7 @@ __all__ = [
     "durations",
     "forwards",
     "from_csv",
+    "from_file",
     "from_rows",
     "gpipe",
     "interleaved",
