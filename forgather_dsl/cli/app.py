@@ -15,7 +15,7 @@ import typer
 from .. import __version__
 from ..errors import UserError
 from . import gallery, listing, planning
-from .arguments import Debug, Json, Settings, Target, complete_target
+from .arguments import Debug, Json, Settings, Smoke, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
 from .output import WRONG, complain, on_terminal, print_json, print_table
@@ -202,19 +202,22 @@ def run(
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="the run directory")] = None,
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or the path of a checkpoint")] = "auto",
     allow_change: Annotated[bool, typer.Option("--allow-change", help="resume a changed experiment")] = False,
+    smoke: Smoke = False,
     debug: Debug = False,
 ) -> None:
     """Train. Without a target: the first experiment of the gallery."""
 
     def work() -> None:
         from ..runs.run import is_run
-        from .targets import find_experiment
+        from .targets import find_experiment, shrunk
 
         chosen = gallery.first_target() if target is None else target
         experiment = find_experiment(chosen, set_ or [])
         from ..train.trainer import Trainer
 
         place = out if out is not None or not is_run(chosen) else chosen  # a run goes on where it is
+        if smoke:
+            experiment, place = shrunk(experiment, out, resume)
         options = {"resume": resume, "allow_change": allow_change, "target": chosen, "command": sys.argv}
         Trainer(experiment, out=place, **options).fit()
 

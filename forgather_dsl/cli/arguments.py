@@ -20,6 +20,7 @@ Target = Annotated[
     str, typer.Argument(help="file.py:Class, file.py, a module or a run", autocompletion=complete_target)
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="change a value; repeatable")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="shrunk to sizes that train anywhere in seconds, on its ranks")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON alone")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json as json_files
 import re
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
-from .arguments import Debug, Json, Settings, Target, end
+from .arguments import Debug, Json, Settings, Smoke, Target, end
 from .output import on_terminal, print_json, print_table
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def plan_verb(
     draw: Annotated[bool, typer.Option("--draw", help="draw the schedule")] = False,
     svg: Annotated[str | None, typer.Option("--svg", metavar="FILE", help="write it as a picture")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="write everything as a page")] = None,
+    smoke: Smoke = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -37,9 +39,14 @@ def plan_verb(
     def work() -> None:
         from ..plan.contract import to_dict
         from ..plan.planner import plan
+        from ..plan.smoke import smoke as shrink
         from .targets import find_experiment
 
-        found = plan(find_experiment(target, set_ or []), gpus, None if profile is None else _read(profile))
+        experiment, told = find_experiment(target, set_ or []), []
+        if smoke:
+            experiment, told = shrink(experiment)
+        found = plan(experiment, gpus, None if profile is None else _read(profile))
+        found = replace(found, notes=(*(f"smoke: {line}" for line in told), *found.notes))
         data = to_dict(found, target)
         _write_pictures(found, data, svg, html)
         if json:

@@ -49,6 +49,21 @@ def find_experiment(target: str, settings: Sequence[str] = ()) -> Any:
     return found
 
 
+def shrunk(experiment: Any, out: str | None, resume: str) -> tuple[Any, str]:
+    """An experiment as `--smoke` runs it, and its run directory, a new one each time; tells what is different about it.
+
+    Raises ConfigError for a model that cannot be shrunk.
+    """
+    from ..plan.smoke import smoke
+    from ..train.directory import choose
+
+    small, told = smoke(experiment)
+    if os.environ.get("RANK", "0") == "0":
+        for line in told:
+            print(f"smoke   {line}", flush=True)
+    return small, choose(small, out, "never" if resume == "auto" else resume, "smoke")
+
+
 def is_abstract(found: Lazy[Any]) -> bool:
     """Whether a class is there to be subclassed: it says so, or its patches find nothing to apply to."""
     return type(found).__abstract__ or is_mixin(found)

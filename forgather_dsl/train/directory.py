@@ -50,11 +50,11 @@ PACKAGES = (
 )
 
 
-def choose(experiment: Experiment, out: str | None, resume: str) -> str:
-    """The directory of a run: `--out`, or `runs/<name>-<digest8>`, numbered when it exists and must not be resumed."""
+def choose(experiment: Experiment, out: str | None, resume: str, kind: str = "") -> str:
+    """The directory of a run: `--out`, or `runs/<name>[-<kind>]-<digest8>`, numbered when it exists and must not be resumed."""
     if out is not None:
         return out
-    path = os.path.join("runs", f"{type(experiment).__name__}-{digest(experiment)[:8]}")
+    path = os.path.join("runs", f"{type(experiment).__name__}{kind and '-'}{kind}-{digest(experiment)[:8]}")
     if resume != "never":
         return path
     number, free = 2, path
