@@ -203,6 +203,9 @@ def run(
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or the path of a checkpoint")] = "auto",
     allow_change: Annotated[bool, typer.Option("--allow-change", help="resume a changed experiment")] = False,
     smoke: Smoke = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="measure the model's parts first, and plan with that")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train. Without a target: the first experiment of the gallery."""
@@ -219,7 +222,7 @@ def run(
         if smoke:
             experiment, place = shrunk(experiment, out, resume)
         options = {"resume": resume, "allow_change": allow_change, "target": chosen, "command": sys.argv}
-        Trainer(experiment, out=place, **options).fit()
+        Trainer(experiment, out=place, profile=profile, **options).fit()
 
     _end(work, debug)
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-__all__ = ["LAUNCHER", "STORE", "die_with_launcher", "launch"]
+__all__ = ["ENVIRONMENT", "LAUNCHER", "STORE", "die_with_launcher", "environment", "launch"]
 
 STORE = "FORGATHER_STORE"  # path of the file the ranks meet in
 LAUNCHER = "FORGATHER_LAUNCHER"  # process id of the launcher
@@ -47,7 +47,13 @@ def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = N
     set. Returns 0, the exit code of the first rank that failed, 4 if that died of a signal, 130 if of an interrupt.
     """
     with tempfile.TemporaryDirectory(prefix="forgather-") as folder, _Signals() as signals:
-        common = {**_threads(world), **_loopback(), **os.environ, **(env or {}), STORE: os.path.join(folder, "store")}
+        common = {
+            **environment(world),
+            **_loopback(),
+            **os.environ,
+            **(env or {}),
+            STORE: os.path.join(folder, "store"),
+        }
         common |= {LAUNCHER: str(os.getpid()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
         ranks: list[subprocess.Popen] = []
         try:
@@ -181,7 +187,8 @@ class _Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
 
-def _threads(world: int) -> Mapping[str, str]:
+def environment(world: int) -> Mapping[str, str]:
+    """What a rank of `world` runs under here unless the user has set it: `ENVIRONMENT`, and its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, cores // world)), **ENVIRONMENT}
 

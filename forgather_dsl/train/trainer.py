@@ -7,16 +7,18 @@ several are launched, each reading `config.json` of the run directory.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from ..dsl import ConfigError, check, to_dict, warnings
+from ..dsl import ConfigError, check, replace, to_dict, warnings
 from ..errors import Interrupted, UserError
-from ..parallel.launch import ENVIRONMENT, launch
+from ..parallel.launch import ENVIRONMENT, environment, launch
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
-from ..specs import Experiment
+from ..specs import Experiment, Pipeline
 from ..specs.experiment import world_size
+from ..specs.parallel import Searched
 from . import directory
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Trainer:
         resume: "auto" goes on where the directory stops, "never" starts a new one, a path starts from that checkpoint.
         allow_change: resume although model, data, optimizer, seed, loss or batch changed.
         target, command: recorded in the run directory.
+        profile: first measure what a microbatch takes in each part of the model on this machine, into `profile.json` of
+            the run directory; a searched schedule is then made for these times.
     """
 
     def __init__(
@@ -45,9 +49,11 @@ class Trainer:
         allow_change: bool = False,
         target: str | None = None,
         command: list[str] | None = None,
+        profile: bool = False,
     ) -> None:
         self.experiment, self.out, self.resume = experiment, out, resume
         self.allow_change, self.target, self.command = allow_change, target, command
+        self.profile = profile
 
     def fit(self) -> Run:
         """Train to the end and return the run.
@@ -76,6 +82,9 @@ class Trainer:
         path, changes = self._directory()
         prepared = prepare(experiment)
         directory.write(experiment, path, self.target, self.command)
+        if self.profile:
+            experiment = _measured(experiment, path)
+            directory.write(experiment, path, self.target, self.command)
         if world == 1:
             for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)  # in time unless the caller has imported torch
@@ -119,6 +128,22 @@ class Trainer:
             return path, changes
 
         return Run(join_session(self.experiment, self.resume, describe))
+
+
+def _measured(experiment: Experiment, path: str) -> Experiment:
+    """The experiment, planned with seconds that a process of its own measures, in the threads that a rank has."""
+    file = os.path.abspath(os.path.join(path, "profile.json"))
+    modules = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-m", "forgather_dsl.train.profile", os.path.join(path, "config.json"), file]
+    done = subprocess.run(command, env={**environment(world_size(experiment)), **os.environ, **modules})
+    if done.returncode:
+        raise UserError("the times could not be measured; what went wrong stands above", exit_code=4)
+    print(f"measured what each part of the model takes: {file}")
+    parallel = experiment.parallel
+    if isinstance(parallel, Pipeline) and isinstance(parallel.schedule, Searched):
+        schedule = replace(parallel.schedule, profile=file)
+        return replace(experiment, parallel=replace(parallel, schedule=schedule))
+    return experiment
 
 
 def _require_importable(experiment: Experiment, world: int) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import losses
 
-from forgather_dsl import Cycle, GroupedQueryAttention, SlidingWindow, patch
-from forgather_dsl.dsl import replace, to_dict
+from forgather_dsl import Cycle, GroupedQueryAttention, SlidingWindow, Trainer, patch
 from forgather_dsl.train import profile
 from forgather_dsl.train.profile import measure
 
@@ -47,13 +45,16 @@ def test_a_window_makes_layers_different(small: Any) -> None:
     assert signs[0] == signs[2]
 
 
-def test_a_process_of_its_own_measures_a_run(small: Any, tmp_path: Path) -> None:
-    """Every kind of action takes time in every layer, recomputing and tied weights included."""
-    experiment = replace(small.Hard(), microbatch_size=4)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(experiment)))
-    files = [str(tmp_path / "config.json"), str(tmp_path / "profile.json")]
-    subprocess.run([sys.executable, "-m", "forgather_dsl.train.profile", *files], check=True, timeout=240)
-    found = json.loads((tmp_path / "profile.json").read_text())
-    assert (found["seq_len"], found["microbatch_size"], found["num_layers"]) == (32, 4, 4)
+def test_a_run_measures_first_and_is_planned_with_that(small: Any, tmp_path: Path) -> None:
+    """Every kind of action takes time in every layer, recomputing and tied weights included; numerics stay."""
+    Trainer(small.HardPP4(), out=str(tmp_path / "modelled")).fit()
+    run = Trainer(small.HardPP4(), out=str(tmp_path / "measured"), profile=True).fit()
+    file = tmp_path / "measured" / "profile.json"
+    found = json.loads(file.read_text())
+    assert (found["seq_len"], found["microbatch_size"], found["num_layers"]) == (32, 2, 4)
     assert all(layer[kind] > 0 for layer in found["seconds"]["layers"] for kind in "FIW")
     assert found["seconds"]["head"]["F"] >= 0
+    assert run.experiment.parallel.schedule.profile == str(file)  # type: ignore[attr-defined]
+    plan = json.loads((tmp_path / "measured" / "plan.json").read_text())
+    assert found["device"] in str(plan["assumptions"])
+    assert losses(tmp_path / "modelled") == losses(tmp_path / "measured")
