@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_files
 import re
 import shutil
 from dataclasses import replace
@@ -39,13 +38,14 @@ def plan_verb(
     def work() -> None:
         from ..plan.contract import to_dict
         from ..plan.planner import plan
+        from ..plan.profile import measured_with, read_profile
         from ..plan.smoke import smoke as shrink
         from .targets import find_experiment
 
         experiment, told = find_experiment(target, set_ or []), []
         if smoke:
             experiment, told = shrink(experiment)
-        found = plan(experiment, gpus, None if profile is None else _read(profile))
+        found = plan(measured_with(experiment, profile), gpus, read_profile(profile))
         found = replace(found, notes=(*(f"smoke: {line}" for line in told), *found.notes))
         data = to_dict(found, target)
         _write_pictures(found, data, svg, html)
@@ -55,19 +55,6 @@ def plan_verb(
             _print(found, data, draw)
 
     end(work, debug)
-
-
-def _read(file: str) -> dict[str, Any]:
-    try:
-        with open(file, encoding="utf-8") as opened:
-            found = json_files.load(opened)
-    except OSError as error:
-        raise UserError(f"--profile {file}: {error.strerror}; write one with run --profile") from error
-    except ValueError as error:
-        raise UserError(f"--profile {file}: not JSON ({error}); write one with run --profile") from error
-    if not isinstance(found, dict):
-        raise UserError(f"--profile {file}: not a JSON object; write one with run --profile")
-    return found
 
 
 def _write_pictures(found: Plan, data: dict[str, Any], svg: str | None, html: str | None) -> None:

@@ -22,7 +22,7 @@ from .hardware import Hardware
 from .layout import Layout, lay_out
 from .memory import State
 from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link, model_costs
-from .profile import Profile
+from .profile import Profile, own_profile
 from .simulate import Simulation, simulate
 from .sizes import model_size
 
@@ -116,6 +116,7 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     Raises:
         ConfigError: the layout is not possible, or the profile is of something else.
     """
+    profile = profile or own_profile(experiment)
     site, layout = Site.of(found, experiment), lay_out(experiment)
     schedule, layers = layout
     memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
@@ -167,6 +168,8 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
         ConfigError: `gpus` or `hardware` is not understood, the experiment cannot be laid out, a profile of something else.
     """
     text = experiment.hardware if gpus is None else gpus
+    experiment = replace(experiment, hardware=text)  # a searched order keeps within these cards
+    profile = profile or own_profile(experiment)
     found, notes = machines.parse(text), []
     wanted, ranks, cards = experiment, world_size(experiment), len(found.devices)
     if cards and not cards <= ranks <= cards * most_ranks_per_gpu(experiment):

@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..dsl import ConfigError
-from ..specs import Experiment
+from ..dsl import ConfigError, replace
+from ..specs import Experiment, Pipeline
+from ..specs.parallel import Searched
 
-__all__ = ["Profile", "read_profile"]
+__all__ = ["Profile", "measured_with", "own_profile", "read_profile"]
 
 Times = tuple[float, float, float]  # seconds of F, I, W of one microbatch
 
@@ -99,3 +100,17 @@ def read_profile(path: str | None) -> Mapping[str, Any] | None:
     if not isinstance(data, dict):
         raise ConfigError(f"profile {path}: holds no object; write one with run --profile")
     return data
+
+
+def measured_with(experiment: Experiment, file: str | None) -> Experiment:
+    """The experiment with its order searched for the times in `file`; itself for no file, or an order that is not searched."""
+    parallel = experiment.parallel
+    if file is None or not isinstance(parallel, Pipeline) or not isinstance(parallel.schedule, Searched):
+        return experiment
+    return replace(experiment, parallel=replace(parallel, schedule=replace(parallel.schedule, profile=file)))
+
+
+def own_profile(experiment: Experiment) -> Mapping[str, Any] | None:
+    """The measured seconds that an experiment's order is searched for, if it names any."""
+    schedule = experiment.parallel.schedule if isinstance(experiment.parallel, Pipeline) else None
+    return read_profile(schedule.profile) if isinstance(schedule, Searched) else None

@@ -23,6 +23,7 @@ from ..plan import layout as layouts
 from ..plan.contract import to_dict as plan_to_dict
 from ..plan.hardware import Hardware, gpus, host_memory
 from ..plan.planner import Plan, predict
+from ..plan.profile import Profile, own_profile
 from ..specs import Experiment
 
 FREE = (
@@ -79,8 +80,9 @@ def write(experiment: Experiment, path: str, target: str | None, command: list[s
 
 def plan(experiment: Experiment) -> dict[str, Any]:
     """The layout that ranks build from, and what `plan --json` tells of the run on what is here."""
-    run = predict(experiment, Hardware(gpus(), host_memory()))
-    return {"layout": layouts.to_dict(run.layout), **plan_to_dict(Plan(run, experiment.hardware))}
+    run, profile = predict(experiment, Hardware(gpus(), host_memory())), own_profile(experiment)
+    measured = None if profile is None else Profile.of(profile, experiment)
+    return {"layout": layouts.to_dict(run.layout), **plan_to_dict(Plan(run, experiment.hardware, profile=measured))}
 
 
 def read_layout(path: str) -> layouts.Layout:

@@ -11,14 +11,14 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from ..dsl import ConfigError, check, replace, to_dict, warnings
+from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
 from ..parallel.launch import ENVIRONMENT, environment, launch
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
-from ..specs import Experiment, Pipeline
+from ..plan.profile import measured_with
+from ..specs import Experiment
 from ..specs.experiment import world_size
-from ..specs.parallel import Searched
 from . import directory
 
 if TYPE_CHECKING:
@@ -139,11 +139,7 @@ def _measured(experiment: Experiment, path: str) -> Experiment:
     if done.returncode:
         raise UserError("the times could not be measured; what went wrong stands above", exit_code=4)
     print(f"measured what each part of the model takes: {file}")
-    parallel = experiment.parallel
-    if isinstance(parallel, Pipeline) and isinstance(parallel.schedule, Searched):
-        schedule = replace(parallel.schedule, profile=file)
-        return replace(experiment, parallel=replace(parallel, schedule=schedule))
-    return experiment
+    return measured_with(experiment, file)
 
 
 def _require_importable(experiment: Experiment, world: int) -> None:
