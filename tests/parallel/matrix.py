@@ -46,7 +46,7 @@ SCHEDULES = {
     "v-min": schedules.v_min,
     "dualpipe-v": schedules.dualpipe_v,
     "zb": partial(searched, chunks=1),
-    "zb in a V": partial(searched, chunks=2),
+    "zb-searched-v": partial(searched, chunks=2),
 }
 MODELS = {
     "plain": {"dropout": 0.1},

@@ -23,6 +23,7 @@ SCHEDULES = [
     "v-min",
     "dualpipe-v",
     "zb",
+    "zb-searched-v",
 ]
 
 
