@@ -55,7 +55,7 @@ def ranks_of(found: Any) -> list[dict[str, Any]]:
                 "stage": stage,
                 "layers": list(layers[stage]),
                 "embedding": stage == 0,
-                "head": stage == schedule.num_stages - 1,
+                "head": stage == schedule.num_stages - 1 and not schedule.num_shards,
             }
             for stage in schedule.stages_of(place)
         ]

@@ -69,7 +69,7 @@ class Pipeline:
         self.stages = {stage.index: stage for stage in stages if isinstance(stage, Stage)}
         self.shard = next((shard for shard in stages if isinstance(shard, HeadShard)), None)
         held = sorted(stage.index for stage in stages)
-        placed = [*schedule.stages_of(self.wire.rank), *schedule.shards[self.wire.rank : self.wire.rank + 1]]
+        placed = list(schedule.parts_of(self.wire.rank))
         if held != placed or schedule.num_ranks != self._num_ranks:
             raise ValueError(
                 f"rank {self.wire.rank} of {self._num_ranks} holds stages {held}; schedule {schedule.name} "

@@ -58,6 +58,10 @@ class Schedule:
         """The numbers of the stages that are shards of the head."""
         return range(self.num_stages, self.num_stages + self.num_shards)
 
+    def parts_of(self, rank: int) -> tuple[int, ...]:
+        """The stages that `rank` holds, and then its shard of the head, if there is one."""
+        return (*self.stages_of(rank), *self.shards[rank : rank + 1])
+
     def rank_of(self, stage: int) -> int:
         """The rank that holds a stage or a shard of the head."""
         return stage - self.num_stages if stage in self.shards else self.placement[stage]

@@ -22,6 +22,7 @@ from .memory import State
 from .model_costs import model_costs
 from .profile import read_profile
 from .schedules import accumulate
+from .schedules.searched import drawn
 from .sizes import model_size
 from .spread import spread_head
 
@@ -45,12 +46,15 @@ def lay_out(experiment: Experiment) -> Layout:
         return Layout(accumulate(num_microbatches(experiment)), (range(experiment.model.num_layers),))
     spec, places, costs = parallel.schedule, placement(parallel), None
     layers = () if places is None else _layers(experiment, parallel, len(places))
+    profile = read_profile(spec.profile) if isinstance(spec, Searched) else None
     if isinstance(spec, Searched) and places is not None:
-        costs = model_costs(experiment, places, layers, read_profile(spec.profile))
+        costs = model_costs(experiment, places, layers, profile)
         costs = without_shards(costs, len(places))  # those are put into the order afterwards
     schedule = _schedule(experiment, parallel, costs)
     if num_shards(experiment):
-        schedule = spread_head(schedule, model_costs(experiment, schedule.placement, layers))
+        with_head = model_costs(experiment, schedule.placement, layers, profile)
+        others = drawn(schedule.placement, schedule.num_microbatches) if isinstance(spec, Searched) else ()
+        schedule = spread_head(schedule, with_head, tuple(others))
     return Layout(schedule, layers)
 
 
@@ -58,7 +62,7 @@ def _layers(experiment: Experiment, parallel: Pipeline, stages: int) -> tuple[ra
     """The layers of each stage."""
     cuts, layers = parallel.cuts, experiment.model.num_layers
     if cuts is None:
-        return balanced(experiment, stages)
+        return balanced(experiment, stages, 1.0 if num_shards(experiment) else 0.5)  # spread, only layers take time
     if len(cuts) != stages or sum(cuts) != layers:
         raise ConfigError(f"parallel.cuts: {cuts} does not cut {layers} layers into {stages} stages")
     return _cut(cuts)

@@ -9,9 +9,9 @@ grid of policies is taken. After Yeung et al., arXiv 2411.05288, who insert by h
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from .actions import Action, Schedule
@@ -27,9 +27,13 @@ class _Policy(NamedTuple):
     patience: float  # rather than start a W, wait for what comes within this share of it
 
 
-def spread_head(schedule: Schedule, costs: Costs) -> Schedule:
+@lru_cache(maxsize=64)  # a plan lays the same experiment out again and again
+def spread_head(schedule: Schedule, costs: Costs, others: tuple[Schedule, ...] = ()) -> Schedule:
     """`schedule` with its head spread over all ranks: the shortest step found that is within every rank's capacity, or
-    the one that exceeds it least. Raises ValueError when `costs` are not of its stages and one shard per rank.
+    the one that exceeds it least; of steps within a thousandth of one another, the one that holds least. `others` with the
+    same placement are tried too, as a good order without shards need not be one with them.
+
+    Raises ValueError when `costs` are not of its stages and one shard per rank.
     """
     ranks, stages = schedule.num_ranks, schedule.num_stages
     if schedule.num_shards or costs.num_stages != stages + ranks:
@@ -37,22 +41,25 @@ def spread_head(schedule: Schedule, costs: Costs) -> Schedule:
             f"schedule {schedule.name} has {stages} stages, {schedule.num_shards} shards and {ranks} ranks; spreading "
             f"its head takes costs of {stages + ranks} stages, not {costs.num_stages}"
         )
-    chunks = stages // ranks
     bare = replace(schedule, num_shards=ranks, actions=((),) * ranks)
-    best: tuple[tuple[float, float, float], Schedule] | None = None
-    for delay, shard_first, patience in itertools.product(range(2 * chunks + 2), (True, False), (0.0, 0.5, 1.0)):
-        found = _inserted(schedule, bare, costs, _Policy(delay, shard_first, patience))
-        if found is None:
-            continue
-        course = Course(bare, costs)
-        held = [most_held(course, row) for row in found.actions]
-        over = max(most / can if can < NEVER else 0.0 for most, can in zip(held, costs.capacity))
-        course.finish(found.actions)
-        score = (max(0.0, over - 1), round(max(course.now), 12), max(held))
-        if best is None or score < best[0]:
-            best = score, found
-    assert best is not None  # a delay of 0 keeps the order of the schedule, which is valid
-    return best[1]
+    policies = [
+        _Policy(delay, shard_first, patience)
+        for delay in range(2 * stages // ranks + 2)
+        for shard_first in (True, False)
+        for patience in (0.0, 0.5, 1.0)
+    ]
+    tried = (_inserted(base, bare, costs, policy) for base in (schedule, *others) for policy in policies)
+    return min(filter(None, tried), key=lambda found: _score(found, bare, costs))
+
+
+def _score(found: Schedule, bare: Schedule, costs: Costs) -> tuple[float, float, float]:
+    """By how much it exceeds the memory, its step in thousandths of the work, what it holds."""
+    course = Course(bare, costs)
+    held = [most_held(course, row) for row in found.actions]
+    over = max(most / can if can > 0 else NEVER for most, can in zip(held, costs.capacity))
+    course.finish(found.actions)
+    work = sum(costs.seconds(action.kind, action.stage) for row in found.actions for action in row) / len(held)
+    return max(0.0, over - 1), round(max(course.now) / (work or 1.0), 3), max(held)
 
 
 def _delayed(row: Sequence[Action], delay: int) -> tuple[list[Action], dict[int, list[Action]]]:
