@@ -45,6 +45,7 @@ def _fork(rank: int, ranks: int, folder: str, work: Callable[..., Any], argument
     if child:
         return child
     code = 1
+    gc.freeze()  # what was imported: collecting between cases need not look at it
     try:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), STORE: f"{folder}/store"}
         world = join("cpu", timeout_seconds=600)
