@@ -283,10 +283,9 @@ def written(value: Any) -> str:
     """A value as one writes it: a spec by its class and what differs from its defaults."""
     if not isinstance(value, specs.Parallel | specs.Schedule | specs.Recompute):
         return f'"{value}"' if isinstance(value, str) else repr(value)
-    try:
-        plain = type(value)()
-    except ConfigError:  # it has a field without default
-        return repr(value)
-    fields = type(value).__fields__
-    differing = [name for name in fields if name == "stages" or getattr(value, name) != getattr(plain, name)]
+    plain = type(value)()
+    told = {"stages", *missing(plain)}  # whatever they are
+    differing = [
+        name for name in type(value).__fields__ if name in told or getattr(value, name) != getattr(plain, name)
+    ]
     return f"{type(value).__name__}({', '.join(f'{name}={written(getattr(value, name))}' for name in differing)})"

@@ -25,6 +25,7 @@ from forgather_dsl import (
 from forgather_dsl.dsl import ConfigError, check, problems, replace
 from forgather_dsl.plan import schedules
 from forgather_dsl.plan.layout import from_dict, lay_out, schedule_problems, to_dict
+from forgather_dsl.plan.planner import plan
 
 
 class Base(Experiment):
@@ -88,6 +89,18 @@ def test_a_schedule_from_a_file_settles_the_stages_too(tmp_path):
     assert "6 stages" in str(problems(replace(experiment, parallel=replace(experiment.parallel, cuts=(4, 4, 4))))[0])
 
 
+def test_a_schedule_of_ones_own_stands_in_the_comparison_as_it_is_written(tmp_path):
+    mine = in_file(tmp_path, schedules.to_csv(schedules.zero_bubble_v(3, 8)))
+    for experiment, written in (
+        (mine, f'ScheduleFile(path="{tmp_path / "mine.csv"}")'),
+        (three_ranks(AsIs()), "AsIs()"),
+    ):
+        rows = [row.schedule for row in plan(experiment, "3x24GB").comparison]
+        assert rows.count(written) == 1
+        assert "ZeroBubbleV()" in rows
+        assert len(rows) == len(set(rows))
+
+
 def in_file(tmp_path, text):
     (tmp_path / "mine.csv").write_text(text)
     return three_ranks(ScheduleFile(path=str(tmp_path / "mine.csv")))
@@ -138,6 +151,10 @@ def at_least_sixteen(ranks, microbatches):
 
 def not_as_said(ranks, microbatches):
     return schedules.zero_bubble_v(ranks, microbatches)
+
+
+class AsIs(Schedule["schedules.one_f_one_b"]):
+    """A schedule of somebody's own."""
 
 
 def nothing(ranks, microbatches):

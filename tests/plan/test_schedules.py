@@ -144,6 +144,17 @@ def test_from_its_first_action_to_its_last_no_rank_waits(generator, ranks, micro
     assert result.makespan - max(result.busy) == ranks - 1
 
 
+@pytest.mark.parametrize("ranks", range(2, 10))
+def test_the_bubble_of_half_and_least_memory_does_not_grow_with_the_microbatches(ranks):
+    """In units of a stage's forward: about half and two thirds of 1F1B's 6 (p - 1), for every number of ranks."""
+    for microbatches in (2 * ranks, 4 * ranks):
+        half, least = (simulate(generator(ranks, microbatches)) for generator in (v_half, v_min))
+        assert half.makespan - 6 * microbatches == 3 * ranks - (4 if ranks % 2 else 5 if ranks == 2 else 7)
+        assert least.makespan - 6 * microbatches == 4 * ranks - 5
+        assert max(half.peak) <= ranks + 2
+        assert max(least.peak) <= 2 * ((ranks + 4) // 3)
+
+
 def test_peak_memory_per_rank():
     assert simulate(gpipe(4, 8)).peak == (8, 8, 8, 8)
     assert simulate(one_f_one_b(4, 8)).peak == (4, 3, 2, 1)
