@@ -14,18 +14,17 @@ from itertools import combinations
 from typing import Any
 
 from .. import specs
-from ..dsl import ConfigError, missing, replace
-from ..specs import BF16, Experiment, FullRecompute, Muon, Pipeline, Single
+from ..dsl import ConfigError, replace
+from ..specs import Experiment
 from ..specs.experiment import world_size
+from .changes import KINDS, MILDEST, Kind, for_cards
 from .estimate import Estimate, Site, estimate
 from .hardware import GIB, Device, Hardware
-from .layout import Layout, lay_out
 
-__all__ = ["Option", "advise", "for_cards", "more_cards", "schedules", "written"]
+__all__ = ["Option", "advise", "more_cards", "written"]
 
 MOST_OPTIONS = 3
 MOST_CARDS = 64
-MOST_MOVES = 24  # of layers between stages, in search of cuts that fit
 Rate = Callable[[Experiment], float | None]  # tokens per second of a candidate, None when that is not known
 Found = tuple[Experiment, Estimate]
 
@@ -38,8 +37,12 @@ class Option:
     lines: tuple[str, ...]
 
 
-def advise(experiment: Experiment, site: Site, rate: Rate | None = None) -> list[Option]:
-    """At most three ways to make it fit, of the mildest kind that does, the fastest first; empty when nothing does."""
+def advise(
+    experiment: Experiment, site: Site, rate: Rate | None = None, written_as: Experiment | None = None
+) -> list[Option]:
+    """At most three ways to make it fit, of the mildest kind that does, the fastest first; empty when nothing does. The
+    lines change `written_as` (default: the experiment) into what fits.
+    """
     start = experiment
     if (
         site.on_gpu
@@ -48,7 +51,7 @@ def advise(experiment: Experiment, site: Site, rate: Rate | None = None) -> list
     ):
         start = for_cards(experiment, len(site.cards))
         site = Site(site.cards, site.host_memory_bytes)
-    return [_option(experiment, changed, site, rate) for changed in _ways(start, site, rate)]
+    return [_option(written_as or experiment, changed, site, rate) for changed in _ways(start, site, rate)]
 
 
 def more_cards(experiment: Experiment, found: Hardware, text: str, rate: Callable[..., Any]) -> Option | None:
@@ -77,13 +80,15 @@ def _ways(start: Experiment, site: Site, rate: Rate | None) -> list[Experiment]:
     """Experiments that fit: `start` itself, or with changes of the mildest kinds, the fastest first."""
     if (found := _estimated(start, site)) is not None and site.fits(found):
         return [start]
-    for kinds in _kinds():
-        fitting = [best for kind in kinds if (best := _best(kind(start, site), site, rate)) is not None]
+    if _all_but_needless(start, KINDS, site) is None:  # not even all changes together
+        return []
+    for known in range(MILDEST, len(KINDS) + 1):
+        kinds = KINDS[:known]
+        new = set(kinds if known == MILDEST else kinds[-1:])
+        fitting = [best for kind in kinds if kind in new and (best := _best(kind(start, site), site, rate)) is not None]
         for one, two in combinations(kinds, 2) if not fitting else ():
-            for first, _ in _milder(one(start, site), site)[:MOST_OPTIONS]:
-                if (best := _best(two(first, site), site, rate)) is not None:
-                    fitting.append(best)
-                    break
+            if new & {one, two} and (best := _best(_both(start, one, two, site), site, rate)) is not None:
+                fitting.append(best)
         if not fitting and (changed := _all_but_needless(start, kinds, site)) is not None:
             fitting.append(changed)
         if fitting:
@@ -94,112 +99,10 @@ def _ways(start: Experiment, site: Site, rate: Rate | None) -> list[Experiment]:
     return []
 
 
-def for_cards(experiment: Experiment, count: int) -> Experiment:
-    """On `count` cards: a pipeline of as many ranks, or one process."""
-    if count == 1:
-        return replace(experiment, parallel=Single())
-    parallel = experiment.parallel
-    if isinstance(parallel, Pipeline):
-        return replace(experiment, parallel=replace(parallel, stages=count, cuts=None, replicas=1, ranks_per_gpu=1))
-    return replace(experiment, parallel=Pipeline(stages=count))
-
-
-def schedules() -> list[specs.Schedule[Any]]:
-    """One of each class of schedule that there is, with its defaults; those that need to be told more are left out."""
-    found = [getattr(specs, name) for name in specs.__all__]
-    made = [
-        cls() for cls in found if isinstance(cls, type) and issubclass(cls, specs.Schedule) and not cls.__abstract__
-    ]
-    return [schedule for schedule in made if not missing(schedule)]
-
-
-Kind = Callable[
-    [Experiment, Site], Iterator[Experiment]
-]  # candidates with one field changed, the smallest change first
-
-
-def _kinds() -> Iterator[tuple[Kind, ...]]:
-    """Kinds of changes, each time with those that do more to the results."""
-    harmless = (_cuts, _schedule, _recompute)
-    yield harmless
-    yield (*harmless, _microbatch)
-    yield (*harmless, _microbatch, _precision)
-    yield (*harmless, _microbatch, _precision, _optimizer)
-    yield (*harmless, _microbatch, _precision, _optimizer, _seq_len)
-
-
-def _recompute(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    yield replace(experiment, recompute=FullRecompute())
-
-
-def _microbatch(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    size = experiment.microbatch_size
-    yield from (replace(experiment, microbatch_size=n) for n in range(size - 1, 0, -1) if size % n == 0)
-
-
-def _precision(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    if site.on_gpu:
-        yield replace(experiment, precision=BF16())
-
-
-def _optimizer(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    if type(experiment.optimizer).__target__ != Muon.__target__:
-        yield replace(experiment, optimizer=Muon())
-
-
-def _seq_len(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    length = experiment.seq_len
-    while length % 2 == 0 and length > 128:
-        length //= 2
-        yield replace(experiment, seq_len=length)
-
-
-def _schedule(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    """A tighter cap on the same schedule, or another one."""
-    parallel = experiment.parallel
-    if not isinstance(parallel, Pipeline):
-        return
-    own: Any = parallel.schedule
-    if "memory_cap" in type(own).__fields__:
-        most = own.memory_cap or parallel.stages
-        if isinstance(most, int):
-            yield from (_with(experiment, schedule=replace(own, memory_cap=n)) for n in range(most - 1, 0, -1))
-    yield from (_with(experiment, schedule=other) for other in schedules() if type(other) is not type(own))
-
-
-def _cuts(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    """Layers moved one at a time from the stages of the tightest rank to where they are needed least."""
-    if not isinstance(experiment.parallel, Pipeline) or not site.on_gpu:
-        return
-    schedule, layers = lay_out(experiment)
-    counts, pressure = [len(each) for each in layers], float("inf")
-    for _ in range(MOST_MOVES):
-        options = []
-        for source, target in _moves(schedule.placement, counts, experiment, site):
-            moved = [n + (stage == target) - (stage == source) for stage, n in enumerate(counts)]
-            stops = [sum(moved[: stage + 1]) for stage in range(len(moved))]
-            layout = Layout(schedule, tuple(range(stop - n, stop) for n, stop in zip(moved, stops)))
-            options.append((site.pressure(estimate(experiment, on_gpu=True, layout=layout)), moved))
-        if not options or min(options)[0] >= pressure:
-            break
-        pressure, counts = min(options)
-        if pressure <= 1:
-            break
-    if pressure < float("inf"):
-        yield _with(experiment, cuts=tuple(counts))
-
-
-def _moves(
-    placement: Sequence[int], counts: Sequence[int], experiment: Experiment, site: Site
-) -> Iterator[tuple[int, int]]:
-    """(from, to) for every layer that the stages could exchange between ranks."""
-    for source, target in ((a, b) for a in range(len(counts)) for b in range(len(counts)) if a != b):
-        if counts[source] > 1 and placement[source] != placement[target]:
-            yield source, target
-
-
-def _with(experiment: Experiment, **values: Any) -> Experiment:
-    return replace(experiment, parallel=replace(experiment.parallel, **values))
+def _both(start: Experiment, one: Kind, two: Kind, site: Site) -> Iterator[Experiment]:
+    """Both kinds of change, the first of the second in the few forms that need least."""
+    for first, _ in _milder(one(start, site), site)[:MOST_OPTIONS]:
+        yield from two(first, site)
 
 
 def _estimated(candidate: Experiment, site: Site) -> Estimate | None:

@@ -62,12 +62,13 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
                 "layers": len(layers),
                 "first_layer": layers.start,
                 "embedding": stage == 0,
-                "head": stage == last,
+                "head": stage == last and not run.layout.schedule.num_shards,
                 "cost": sum(run.costs.seconds(kind, stage) for kind in "FIW"),
                 "seconds": {kind: run.costs.seconds(kind, stage) for kind in "FIW"},
             }
             for stage, layers in memory.stages
         ],
+        "head_shard": bool(run.layout.schedule.num_shards),
         "memory_gib": {kind: size / GIB for kind, size in memory.kinds().items()},
         "peak_gib": memory.total / GIB,
         "fits": memory.total <= device.memory_bytes,

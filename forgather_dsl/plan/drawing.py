@@ -11,11 +11,26 @@ from collections.abc import Sequence
 from forgather_dsl.plan.actions import Action, Schedule
 from forgather_dsl.plan.simulate import Simulation, simulate
 
-__all__ = ["draw", "timeline_text"]
+__all__ = ["NAMES", "draw", "letter_of", "letters_of", "timeline_text"]
 
 IDLE = "."
 NAMES = {"F": "forward", "B": "backward", "I": "backward for inputs", "W": "backward for weights"}
-COLORS = {"F": (75, 110), "B": (71, 108), "I": (73, 109), "W": (179, 144)}  # of 256: even microbatches, odd ones
+NAMES |= {"H": "shard of the head and the loss", "h": "its weights"}
+COLORS = {"F": (75, 110), "B": (71, 108), "I": (73, 109), "W": (179, 144), "H": (140, 139), "h": (182, 181)}
+"""Of 256: for even microbatches, for odd ones."""
+
+
+def letter_of(action: Action, schedule: Schedule) -> str:
+    """The action's own letter; of a shard of the head, H and h for its weights."""
+    if action.stage in schedule.shards:
+        return "H" if action.kind == "F" else "h"
+    return action.kind
+
+
+def letters_of(schedule: Schedule) -> list[str]:
+    """The letters that a drawing of it needs, in the order of `NAMES`."""
+    used = {letter_of(action, schedule) for row in schedule.actions for action in row}
+    return [letter for letter in NAMES if letter in used]
 
 
 def timeline_text(schedule: Schedule, result: Simulation, width: int, *, color: bool = False) -> str:
@@ -65,7 +80,8 @@ def _cells(
     if color:
         number = str(action.microbatch)
         text = (names[action] if labelled else number if len(number) < len(run) else "").ljust(len(run))
-        return f"\x1b[38;5;16;48;5;{COLORS[action.kind][action.microbatch % 2]}m{text}\x1b[0m"
+        shade = COLORS[letter_of(action, schedule)][action.microbatch % 2]
+        return f"\x1b[38;5;16;48;5;{shade}m{text}\x1b[0m"
     if labelled:
         return names[action].ljust(len(run) - 1, "-").ljust(len(run))
     return _letter(action, schedule) * len(run)
@@ -73,16 +89,20 @@ def _cells(
 
 def _label(action: Action, schedule: Schedule) -> str:
     """`F3`, with the stage before it where a rank holds several."""
-    return str(action) if schedule.num_stages > schedule.num_ranks else f"{action.kind}{action.microbatch}"
+    letter = letter_of(action, schedule)
+    if schedule.num_stages > schedule.num_ranks and letter == action.kind:
+        return str(action)
+    return f"{letter}{action.microbatch}"
 
 
 def _letter(action: Action, schedule: Schedule) -> str:
-    first = schedule.stages_of(schedule.placement[action.stage])[0] == action.stage
-    return action.kind if first else action.kind.lower()
+    letter = letter_of(action, schedule)
+    first = letter != action.kind or schedule.stages_of(schedule.rank_of(action.stage))[0] == action.stage
+    return letter if first else letter.lower()
 
 
 def _legend(schedule: Schedule, result: Simulation, labelled: bool, color: bool) -> list[str]:
-    kinds = [kind for kind in NAMES if any(a.kind == kind for row in schedule.actions for a in row)]
+    kinds = letters_of(schedule)
     if color:
         parts = [f"\x1b[38;5;16;48;5;{COLORS[kind][0]}m {kind} \x1b[0m {NAMES[kind]}" for kind in kinds]
     else:

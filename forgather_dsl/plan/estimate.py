@@ -125,6 +125,10 @@ class Site:
         """Whether no card would have to take more ranks than it may; always on a host."""
         return not self.on_gpu or len(self.here(found)) <= len(self.cards) * self.ranks_per_gpu
 
+    def tightest(self, found: Estimate) -> int:
+        """The rank that is nearest to the end of its card, or furthest beyond it."""
+        return max(zip(self.here(found), self.cards), key=lambda pair: pair[0].total / pair[1].memory_bytes)[0].rank
+
     def fits(self, found: Estimate) -> bool:
         """Whether there are cards enough, and each has the memory for its ranks."""
         return self.enough_cards(found) and self.pressure(found) <= 1

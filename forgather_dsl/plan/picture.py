@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from .actions import Action, Schedule
 from .costs import Costs
-from .drawing import NAMES
+from .drawing import NAMES, letter_of, letters_of
 from .hardware import GIB
 from .simulate import Interval, Simulation
 
@@ -31,12 +31,16 @@ _LIGHT = {
     "B": ("#8fd0a0", "#4cab68", "#2f8249", "#1c5c31"),
     "I": ("#7fd1cc", "#3aa8a1", "#1f7f79", "#125a55"),
     "W": ("#f2c879", "#dc9f34", "#b07a18", "#805606"),
+    "H": ("#c3a5ee",),
+    "h": ("#e6b3d6",),
 }
 _DARK = {
     "F": ("#5b8fd6", "#3c6bb0", "#2b4f88", "#1f3a66"),
     "B": ("#57a872", "#3b8355", "#2a613e", "#1d472d"),
     "I": ("#46a39d", "#2f7f7a", "#22605c", "#194845"),
     "W": ("#cf9f45", "#a67b2b", "#7f5d1d", "#5d4413"),
+    "H": ("#8f6fc4",),
+    "h": ("#b0739d",),
 }
 
 
@@ -98,7 +102,7 @@ def svg(schedule: Schedule, result: Simulation, costs: Costs, title: str, *, wit
         out.append(f'<rect class="lane" x="{LEFT}" y="{y}" width="{inner}" height="{LANE}" rx="3"/>')
         out.append(f'<text class="mid" x="12" y="{y + LANE / 2}">rank {rank}</text>')
         out += _boxes(schedule, line, scale, y)
-        out += _curve(line, costs, costs.capacity[rank], tallest, scale, y + LANE + CURVE + 3)
+        out += _curve(line, schedule, costs, tallest, scale, y + LANE + CURVE + 3)
         share, peak = result.bubble[rank], result.peak_bytes[rank] / GIB
         out.append(f'<text class="mid" x="{LEFT + inner + 12}" y="{y + LANE / 2}">bubble {share:.1%}</text>')
         out.append(
@@ -110,14 +114,17 @@ def svg(schedule: Schedule, result: Simulation, costs: Costs, title: str, *, wit
 
 def _depth(schedule: Schedule, action: Action) -> int:
     """Which of the rank's stages, from 0."""
+    if action.stage in schedule.shards:
+        return 0
     return min(STAGES_DRAWN - 1, schedule.stages_of(schedule.placement[action.stage]).index(action.stage))
 
 
 def _boxes(schedule: Schedule, line: Sequence[Interval], scale: float, y: int) -> Iterator[str]:
     depths = {action: _depth(schedule, action) for action in {interval.action for interval in line}}
     for action, start, end in line:
-        x, width, look = LEFT + start * scale, (end - start) * scale, f"{action.kind}{depths[action]}"
-        what = f"{action}: {NAMES[action.kind]}, stage {action.stage}, microbatch {action.microbatch}"
+        x, width, letter = LEFT + start * scale, (end - start) * scale, letter_of(action, schedule)
+        look, where = f"{letter}{depths[action]}", f"stage {action.stage}, " * (action.stage not in schedule.shards)
+        what = f"{action}: {NAMES[letter]}, {where}microbatch {action.microbatch}"
         yield (
             f'<rect class="{look}" x="{x:.1f}" y="{y + 1}" width="{max(0.4, width - 0.8):.1f}" height="{LANE - 2}" rx="2">'
             f"<title>{what}, {_seconds(start)} to {_seconds(end)}</title></rect>"
@@ -128,11 +135,12 @@ def _boxes(schedule: Schedule, line: Sequence[Interval], scale: float, y: int) -
 
 
 def _curve(
-    line: Sequence[Interval], costs: Costs, capacity: float, tallest: float, scale: float, base: int
+    line: Sequence[Interval], schedule: Schedule, costs: Costs, tallest: float, scale: float, base: int
 ) -> Iterator[str]:
     """Bytes of microbatches over time, `tallest` at the top; a dashed line where the rank's memory ends, if that is in reach."""
+    capacity = costs.capacity[schedule.rank_of(line[0].action.stage)]
     points: list[tuple[float, float]] = []
-    now, until = 0.0, line[0].start if line else 0.0
+    now, until = 0.0, line[0].start
     for action, start, end in line:
         stage = action.stage
         if start > until:
@@ -140,11 +148,11 @@ def _curve(
         now += costs.kept[stage] if action.kind == "F" else 0.0
         during = now + (costs.working[stage] if action.kind != "W" else 0.0)
         points += [(start, during), (end, during)]
-        now -= costs.kept[stage] if action.kind in "BI" else 0.0
+        now -= costs.kept[stage] if action.kind in ("W" if stage in schedule.shards else "BI") else 0.0
         now += costs.owed[stage] * ((action.kind == "I") - (action.kind == "W"))
         until = end
     corners = " ".join(f"{LEFT + t * scale:.1f},{base - held / tallest * CURVE:.1f}" for t, held in points)
-    first, last = (LEFT + line[0].start * scale, LEFT + line[-1].end * scale) if line else (LEFT, LEFT)
+    first, last = LEFT + line[0].start * scale, LEFT + line[-1].end * scale
     yield f'<polygon class="curve" points="{first:.1f},{base} {corners} {last:.1f},{base}"/>'
     if 0 < capacity <= tallest:
         y = base - capacity / tallest * CURVE
@@ -152,11 +160,11 @@ def _curve(
 
 
 def _legend(schedule: Schedule) -> Iterator[str]:
-    kinds = [kind for kind in NAMES if any(action.kind == kind for row in schedule.actions for action in row)]
+    kinds = letters_of(schedule)
     chunks = max(len(schedule.stages_of(rank)) for rank in range(schedule.num_ranks))
     x = float(LEFT)
     for kind in kinds:
-        for depth in range(min(chunks, STAGES_DRAWN)):
+        for depth in range(min(chunks, len(_LIGHT[kind]))):
             yield f'<rect class="{kind}{depth}" x="{x}" y="31" width="13" height="13" rx="2"/>'
             x += 15
         yield f'<text class="mid" x="{x + 4}" y="38">{kind} {NAMES[kind]}</text>'

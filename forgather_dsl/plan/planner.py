@@ -14,8 +14,10 @@ from typing import Any
 from ..dsl import ConfigError, replace
 from ..specs import Experiment, Muon, Pipeline
 from ..specs.experiment import num_replicas, world_size
+from ..specs.parallel import Searched
 from . import hardware as machines
-from .advice import Option, advise, for_cards, more_cards, schedules, written
+from .advice import Option, advise, more_cards, written
+from .changes import for_cards, schedules, with_schedule
 from .costs import Costs
 from .estimate import Estimate, Site, estimate, most_ranks_per_gpu
 from .hardware import Hardware
@@ -27,6 +29,8 @@ from .simulate import Simulation, simulate
 from .sizes import model_size
 
 __all__ = ["Plan", "Row", "Run", "plan", "predict"]
+
+LARGE_HEAD = 1.5  # layers' worth of arithmetic, from which on a head spread over the ranks is looked at
 
 
 @dataclass(frozen=True)
@@ -168,23 +172,25 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
         ConfigError: `gpus` or `hardware` is not understood, the experiment cannot be laid out, a profile of something else.
     """
     text = experiment.hardware if gpus is None else gpus
-    experiment = replace(experiment, hardware=text)  # a searched order keeps within these cards
+    wanted, experiment = experiment, replace(experiment, hardware=text)  # a searched order keeps within these cards
     profile = profile or own_profile(experiment)
     found, notes = machines.parse(text), []
-    wanted, ranks, cards = experiment, world_size(experiment), len(found.devices)
+    ranks, cards = world_size(experiment), len(found.devices)
     if cards and not cards <= ranks <= cards * most_ranks_per_gpu(experiment):
         experiment = _on_all(experiment, cards, text)
         number = f"{cards} card{'s' if cards > 1 else ''}"
         notes.append(f"{text} is {number}, so planned with parallel = {written(experiment.parallel)}")
     run = predict(experiment, found, profile)
     rows = _comparison(run, found, profile)
-    options = [] if run.fits else _options(wanted, found, text)
+    options = [] if run.fits else _options(wanted, run.experiment, found, text)
     measured = None if profile is None else Profile.of(profile, experiment)
     return Plan(run, text, tuple(notes), tuple(rows), tuple(options), measured)
 
 
-def _options(experiment: Experiment, found: Hardware, text: str) -> list[Option]:
-    """What makes it fit on these cards, and how many cards would hold it; with modelled times throughout."""
+def _options(wanted: Experiment, planned: Experiment, found: Hardware, text: str) -> list[Option]:
+    """What makes it fit on these cards, and how many cards would hold it; with modelled times throughout. An order that is
+    searched depends on the cards, so with one the line that names them is part of it.
+    """
 
     def rate(candidate: Experiment, hardware: Hardware = found) -> float | None:
         try:
@@ -192,8 +198,10 @@ def _options(experiment: Experiment, found: Hardware, text: str) -> list[Option]
         except (ConfigError, ValueError):
             return None
 
-    options = advise(experiment, Site.of(found, experiment), rate)
-    more = more_cards(experiment, found, text, rate) if found.devices else None
+    there = replace(wanted, hardware=text)
+    searched = isinstance(planned.parallel, Pipeline) and isinstance(planned.parallel.schedule, Searched)
+    options = advise(there, Site.of(found, wanted), rate, wanted if searched else there)
+    more = more_cards(there, found, text, rate) if found.devices else None
     return options + ([more] if more is not None else [])
 
 
@@ -207,24 +215,26 @@ def _on_all(experiment: Experiment, cards: int, text: str) -> Experiment:
 
 
 def _comparison(own: Run, found: Hardware, profile: Mapping[str, Any] | None) -> list[Row]:
-    """Every schedule on the same ranks, the experiment's own as it is written; cuts stay where the stages are as many."""
+    """Every schedule on the same ranks, the experiment's own as it is written; cuts stay where the stages are as many. And
+    the own one with a spread head, where the head is large.
+    """
     parallel = own.experiment.parallel
     if not isinstance(parallel, Pipeline):
         return []
-    others = [schedule for schedule in schedules() if type(schedule) is not type(parallel.schedule)]
-    rows = []
-    for schedule in sorted([parallel.schedule, *others], key=lambda one: type(one).__name__):
-        if type(schedule) is type(parallel.schedule):
-            rows.append(Row(written(parallel.schedule), own))
-            continue
-        name = written(schedule)
+
+    def row(name: str, changed: Experiment) -> Row:
         try:
-            changed = replace(parallel, schedule=schedule, cuts=None)
-            run = predict(replace(own.experiment, parallel=changed), found, profile)
-            if parallel.cuts is not None and len(parallel.cuts) == run.layout.schedule.num_stages:
-                changed = replace(changed, cuts=parallel.cuts)
-                run = predict(replace(own.experiment, parallel=changed), found, profile)
-            rows.append(Row(name, run))
+            return Row(name, predict(changed, found, profile))
         except (ConfigError, ValueError) as error:
-            rows.append(Row(name, None, str(error).removeprefix("parallel.schedule: ")))
+            return Row(name, None, str(error).removeprefix("parallel.schedule: "))
+
+    rows = [Row(written(parallel.schedule), own)]
+    for schedule in schedules():
+        if type(schedule) is not type(parallel.schedule):
+            rows.append(row(written(schedule), with_schedule(own.experiment, schedule)))
+    size = model_size(own.experiment.model, own.experiment.seq_len)
+    head, layer = size.head.flops, max(part.flops for part in size.layers)
+    if own.layout.schedule.num_ranks > 1 and not parallel.spread_head and layer and head >= LARGE_HEAD * layer:
+        spread = replace(own.experiment, parallel=replace(parallel, spread_head=True))
+        rows.append(row(f"{written(parallel.schedule)}, spread_head=True", spread))
     return rows

@@ -49,7 +49,7 @@ def ranks_table(data: dict[str, Any]) -> Table:
     for rank in data["ranks"]:
         memory = [f"{rank['memory_gib'][kind]:.2f}" for kind in kinds]
         peak = f"{rank['peak_gib']:.1f}" + ("" if rank["fits"] else " !")
-        stages = "; ".join(map(_stage, rank["stages"]))
+        stages = "; ".join(map(_stage, rank["stages"])) + ", a shard of the head" * rank["head_shard"]
         timed = (f"{rank['busy_seconds']:.3g}", f"{rank['bubble']:.1%}")
         rows.append((str(rank["rank"]), stages, peak, f"{rank['device_gib']:.1f}", *memory, *timed))
     return headers, rows
