@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from forgather_dsl.parallel.failures import PeerLost
 from forgather_dsl.parallel.group import PipelineGroup
+from forgather_dsl.parallel.staging import Staging, Waitable, copier
 from forgather_dsl.plan.schedules import Action, Schedule
 
 __all__ = ["Message", "Messages", "Route", "Wire"]
@@ -41,7 +42,7 @@ class Message(NamedTuple):
 class Transfer(NamedTuple):
     """A send or receive under way. `wire` is what is sent or filled: it must stay alive until then."""
 
-    work: dist.Work
+    work: Waitable
     wire: torch.Tensor
     target: torch.Tensor
     peer: str
@@ -56,7 +57,7 @@ class Transfer(NamedTuple):
         except RuntimeError as error:
             raise PeerLost(self.peer, "exchanging a message with it", error) from error
         if self.target is not self.wire:
-            self.target.copy_(self.wire)
+            self.target.copy_(self.wire, non_blocking=True)  # on the current stream, from pinned memory
         return self.target
 
 
@@ -66,6 +67,7 @@ class Wire:
     def __init__(self, group: PipelineGroup | None) -> None:
         self.group = group
         self.rank = group.rank if group else 0
+        self.staging: Staging | None = None  # where tensors are on a GPU and messages go through the host
         ranks = dist.get_process_group_ranks(group.everyone) if group else [0]
         self._names = [f"rank {rank}" for rank in ranks]  # as the launcher numbers them
 
@@ -76,29 +78,44 @@ class Wire:
     def send(self, tensor: torch.Tensor, target: int, tag: int) -> Transfer:
         """Start sending `tensor` to a rank of the pipeline. Raises PeerLost when that is gone."""
         group = self._between(self.rank, target)
-        wire = tensor.detach().to(self.group.wire).contiguous()  # type: ignore[union-attr]
-        try:
-            work = dist.isend(wire, group=group, group_dst=target, tag=tag)
-        except RuntimeError as error:
-            raise PeerLost(self._names[target], "sending to it", error) from error
-        assert work is not None  # None is for callers outside the group
-        return Transfer(work, wire, wire, self._names[target])
+        wire = tensor.detach().contiguous()
+
+        def start(wire: torch.Tensor) -> Waitable:
+            try:
+                work = dist.isend(wire, group=group, group_dst=target, tag=tag)
+            except RuntimeError as error:
+                raise PeerLost(self._names[target], "sending to it", error) from error
+            assert work is not None  # None is for callers outside the group
+            return work
+
+        if staging := self._staging(wire.device):
+            send = staging.send(wire, start)
+            return Transfer(send, send.host, send.host, self._names[target])
+        return Transfer(start(wire), wire, wire, self._names[target])
+
+    def _staging(self, device: torch.device) -> Staging | None:
+        if self.staging is None and device != self.group.wire:  # type: ignore[union-attr]
+            self.staging = Staging(copier(device))
+        return self.staging
 
     def receive(self, into: torch.Tensor, source: int, tag: int) -> Transfer:
         """Start receiving from a rank of the pipeline into a contiguous tensor. Raises PeerLost when that is gone."""
         group = self._between(source, self.rank)
-        wire = into if into.device == self.group.wire else torch.empty_like(into, device=self.group.wire)  # type: ignore[union-attr]
+        staging, here = self._staging(into.device), self.group.wire  # type: ignore[union-attr]
+        wire = into if into.device == here else torch.empty_like(into, device=here, pin_memory=True)
         try:
             work = dist.irecv(wire, group=group, group_src=source, tag=tag)
         except RuntimeError as error:
             raise PeerLost(self._names[source], "receiving from it", error) from error
         assert work is not None
-        return Transfer(work, wire, into, self._names[source])
+        return Transfer(staging.receiving(work) if staging else work, wire, into, self._names[source])
 
     def broadcast(self, number: int, source: int) -> int:
         """The `number` of rank `source`, on every rank."""
         if self.group is None:
             return number
+        if self.staging:
+            self.staging.flush()
         tensor = torch.tensor([number], device=self.group.wire)
         try:
             dist.broadcast(tensor, group=self.group.everyone, group_src=source)
@@ -107,8 +124,11 @@ class Wire:
         return int(tensor.item())
 
     def open(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """One message each way between every pair: NCCL connects two ranks at their first message, and both have
-        to be there, so all ranks do it in one order before any schedule does it in another."""
+        """One message each way between every pair: NCCL connects two ranks at their first message in a group, and both
+        have to be there (https://github.com/pytorch/pytorch/issues/132852), so all ranks do it in one order before any
+        schedule does it in another. Whatever the pairs, a loop's or a V's too, this cannot deadlock: of the pairs that
+        are not done the smallest is next for both of its ranks.
+        """
         for pair in sorted({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}):
             if self.group is None or self.rank not in pair:
                 continue

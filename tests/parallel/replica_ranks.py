@@ -19,6 +19,7 @@ from standin import batch, loss_sum
 
 from forgather_dsl.parallel.group import World, make_mesh
 from forgather_dsl.parallel.replicas import sum_gradients
+from forgather_dsl.parallel.staging import HostCopy, Staging
 from forgather_dsl.plan.schedules import accumulate, gpipe, interleaved, one_f_one_b, zero_bubble_h1, zero_bubble_v
 from forgather_dsl.train.agreement import Ranks
 from forgather_dsl.train.gradients import clip
@@ -151,6 +152,33 @@ def dtypes(world):
     return [f"gradients {wrong} are wrong"] if wrong else []
 
 
+class Late:
+    """A copy to the host as a slow GPU makes it: not there before it is waited for."""
+
+    def __init__(self, tensor):
+        self.source, self.host = tensor.clone(), torch.full_like(tensor, float("nan"))
+
+    def synchronize(self):
+        self.host.copy_(self.source)
+
+
+def late_copy(tensor):
+    copy = Late(tensor)
+    return HostCopy(copy.host, copy)
+
+
+def staged(options, schedule, world, expected):
+    """Messages through copies that come late: the same bits, in training, evaluation and generation."""
+    mesh = make_mesh(world, 2)
+    pipeline = build(options, schedule(2, MICROBATCHES // mesh.replicas), mesh.pipeline)
+    pipeline.wire.staging = Staging(late_copy)
+    found = train(pipeline, world, mesh.replicas, mesh)
+    tokens = pipeline.sample(torch.tensor([[3, 1, 4]]), 5, lambda logits: int(logits.argmax()))
+    loss = pipeline.forward_only(*batch(), loss_sum, 2)
+    wrong = [] if len(tokens) == 5 and (loss is None or math.isfinite(loss)) else [f"tokens {tokens}, loss {loss}"]
+    return wrong + ([f"differs: {differences(found, expected)}"] if any(differences(found, expected).values()) else [])
+
+
 def cases(groups):
     """Names and functions of no arguments that return what is wrong."""
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), "gloo")
@@ -162,6 +190,8 @@ def cases(groups):
             for name, schedule in SCHEDULES.items() if places == 2 else (("1f1b", one_f_one_b),):
                 case = f"{model} {name} {RANKS // places}x{places}"
                 yield case, partial(compared, options, schedule, world, places, references)
+        for name in ("1f1b", "zb-v"):
+            yield f"staged {model} {name}", partial(staged, options, SCHEDULES[name], world, references[2])
     yield "missing gradients", partial(missing_gradients, world)
     yield "dtypes", partial(dtypes, world)
 

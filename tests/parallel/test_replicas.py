@@ -19,6 +19,12 @@ def test_replicas_learn_what_one_process_learns(found, topic):
     assert {name: wrong for name, wrong in cases.items() if wrong} == {}
 
 
+def test_messages_through_the_host_wait_for_their_copies(found):
+    cases = {name: wrong for name, wrong in found.items() if name.startswith("staged")}
+    assert len(cases) == 6
+    assert {name: wrong for name, wrong in cases.items() if wrong} == {}
+
+
 def test_gradients_that_some_replicas_lack(found):
     assert found["missing gradients"] == []
 
