@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from .. import specs
-from ..dsl import ConfigError, replace
+from ..dsl import ConfigError, missing, replace
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from .changes import KINDS, MILDEST, Kind, for_cards
