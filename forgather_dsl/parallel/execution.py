@@ -88,14 +88,19 @@ class Execution:
         self._marks: dict[Action, tuple[Any, Any]] = {}  # start and end
         self._started = self._begin = self._end = self.clock.now()
 
-    def run(self, actions: Iterable[Action]) -> None:
+    def run(self, actions: Iterable[Action], warm_up: int = 0, holds: Callable[[], bool] | None = None) -> bool:
         """Run the actions in order, then see that nothing is left over.
+
+        After `warm_up` of them, `holds` is asked whether the weights are right. If not, what was done is dropped, and
+        False returned: nothing has gone backward yet.
 
         Raises ActionFailed for an action that raises, PeerLost when a message's other end is gone.
         """
         self._begin = self.clock.now()
         table = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weights}
-        for action in actions:
+        for number, action in enumerate(actions):
+            if holds is not None and number == warm_up and not self._go_on(holds):
+                return False
             try:
                 table[action.kind](action)
             except PeerLost as lost:
@@ -107,6 +112,16 @@ class Execution:
         self._check_nothing_left()
         self.messages.finish()
         self._end = self.clock.now()
+        return True
+
+    def _go_on(self, holds: Callable[[], bool]) -> bool:
+        if holds():
+            self.messages.release()
+            return True
+        self.alive.clear()
+        self.outputs.clear()
+        self.messages.discard()
+        return False
 
     def timing(self) -> Timing:
         """Seconds per action and of the run. On a GPU this waits for it to finish."""

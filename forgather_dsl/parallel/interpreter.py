@@ -26,6 +26,7 @@ from forgather_dsl.parallel.spread import Spread, SpreadExecution
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.tied import TiedHead
 from forgather_dsl.plan.schedules import Schedule, check, forwards
+from forgather_dsl.plan.warmup import warm_up
 
 __all__ = ["LossFn", "Pipeline"]
 
@@ -43,6 +44,18 @@ class Ran(Protocol):
 
     def timing(self) -> Timing:
         """Seconds per action and of the whole."""
+        ...
+
+
+class Guess(Protocol):
+    """Weights updated before it was known how."""
+
+    def holds(self) -> bool:
+        """Waits until it is known; whether the weights are right. The same on all ranks."""
+        ...
+
+    def undo(self) -> None:
+        """Make the weights right."""
         ...
 
 
@@ -108,12 +121,14 @@ class Pipeline:
         loss_fn: LossFn,
         step: int,
         num_valid: int,
+        guess: Guess | None = None,
     ) -> float | None:
         """Forward and backward of one batch `[batch, seq]`; adds the gradient of loss sum / `num_valid` to `.grad`.
 
         `num_valid` counts the valid targets of the whole step, over all replicas. Returns the sum of the loss over
         this batch on the rank of the last stage, None on the others. Raises ValueError for a batch that does not
-        divide into the schedule's microbatches.
+        divide into the schedule's microbatches. With a `guess` the weights may be wrong: it is asked before the first
+        backward, and if they were, the forwards until then run again with the right ones.
         """
         count = self.schedule.num_microbatches
         if len(tokens) % count:
@@ -122,6 +137,15 @@ class Pipeline:
             raise ValueError(f"num_valid={num_valid}: a step needs at least one valid target")
         parts = tokens.split(len(tokens) // count)
         forward = self._to_loss(targets, documents, len(parts[0]), loss_fn, step)
+        if guess is not None:
+            with self._session(training=True), self._generator_kept():
+                execution = self._speculate(parts, forward, 1.0 / num_valid, guess)
+                if execution and self._tied:
+                    self._tied.collect()
+            if execution:
+                self._last_step = execution
+                return self._loss_sum(execution)
+            guess.undo()
         with self._session(training=True), self._generator_kept():
             execution = self._train(parts, forward, targets.split(len(parts[0])), 1.0 / num_valid)
             if self._tied:
@@ -196,6 +220,18 @@ class Pipeline:
     ) -> Ran:
         """Forward and backward of one step; another engine does it in its own way."""
         return self._run(self.schedule, tokens, forward, targets, loss_gradient)
+
+    def _speculate(
+        self, tokens: Sequence[torch.Tensor], forward: Forward, loss_gradient: float, guess: Guess
+    ) -> Execution | None:
+        """One step, if the weights are right; else None, with nothing left over."""
+        until = warm_up(self.schedule)
+        rows = [(part.shape[0], part.shape[1]) for part in tokens]
+        route = self._route(self.schedule)
+        messages = Messages(self.wire, route, rows, self._dim, self._dtype, self._device, until=until)
+        execution = Execution(self.stages, messages, tokens, forward, loss_gradient)
+        rank = self.wire.rank
+        return execution if execution.run(self.schedule.actions[rank], until[rank], guess.holds) else None
 
     def _run(
         self,

@@ -207,7 +207,7 @@ class Messages:
     """The messages of one rank during one run.
 
     `rows[microbatch]` is the `(batch, seq)` of a microbatch; a message is `[batch, seq, dim]` in `dtype` on `device`,
-    unless `form` says otherwise.
+    unless `form` says otherwise. With `until`, actions per rank, only what others send in those is received, up to `release`.
     """
 
     def __init__(
@@ -219,8 +219,9 @@ class Messages:
         dtype: torch.dtype,
         device: torch.device,
         form: Callable[[Message], tuple[tuple[int, ...], torch.dtype] | None] | None = None,
+        until: Sequence[int] | None = None,
     ) -> None:
-        self.wire, self.route, self.rows = wire, route, rows
+        self.wire, self.route, self.rows, self.until = wire, route, rows, until
         self.dim, self.dtype, self.device, self.form = dim, dtype, device, form
         self.incoming = {source: _Incoming(source, expected) for source, expected in route.expected.items()}
         self.local: dict[Message, torch.Tensor] = {}
@@ -236,6 +237,8 @@ class Messages:
             if len(incoming.posted) >= LOOKAHEAD and (wanted is None or wanted in incoming.posted):
                 return
             message = incoming.expected[incoming.num_posted]
+            if self.until is not None and self.route.sources[message][1] >= self.until[incoming.source]:
+                return
             into = self._empty(message)
             incoming.posted[message] = self.wire.receive(into, incoming.source, incoming.num_posted)
             incoming.num_posted += 1
@@ -279,6 +282,21 @@ class Messages:
             if needed_at <= position:
                 transfer.wait()  # does not wait: gloo wants to be asked, NCCL's stream has passed it
         self.sends[target] = [(needed_at, transfer) for needed_at, transfer in sends if needed_at > position]
+
+    def release(self) -> None:
+        """From here on everything is received."""
+        self.until = None
+        for incoming in self.incoming.values():
+            self._post(incoming)
+
+    def discard(self) -> None:
+        """Receive what others have sent in their actions up to `until`, for nothing, and wait until our sends have arrived."""
+        for incoming in self.incoming.values():
+            self._post(incoming)
+            while incoming.posted:
+                incoming.posted.pop(next(iter(incoming.posted))).wait()
+                self._post(incoming)
+        self.finish()
 
     def left(self) -> list[str]:
         """Messages received or awaited that nobody has asked for."""

@@ -128,6 +128,11 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 f"{described(parallel, places)} for {layers} layers; every stage needs one: "
                 f"write num_layers={len(places)} or more, fewer stages, or a schedule with fewer on each rank",
             )
+        if parallel.post_validation and self.seconds is not None:
+            yield (
+                "parallel.post_validation",
+                "a run limited by seconds agrees on the time after every step, so nothing is gained; write steps or tokens",
+            )
         if parallel.cuts is not None and sum(parallel.cuts) != layers:
             yield "parallel.cuts", f"{parallel.cuts} adds up to {sum(parallel.cuts)}, the model has {layers} layers"
         if parallel.spread_head:

@@ -141,7 +141,13 @@ class Pipeline(Parallel):
     replicas: int = attrs.field(default=1, validator=at_least(1))  # copies of the model, which share the batch
     ranks_per_gpu: int = attrs.field(default=1, validator=at_least(1))  # at most; above 1, messages go through the host
 
+    post_validation: bool = False  # update before all ranks have agreed on clipping, and take it back if it was wrong
+
     def __check__(self) -> Any:
+        if self.engine == "torch" and self.post_validation:
+            yield "post_validation", "torch's runtime cannot run forwards again; leave it out, or write engine='own'"
+        if self.spread_head and self.post_validation:
+            yield "post_validation", "a head spread over the ranks is not run again; leave one of the two out"
         if self.engine == "torch" and self.stages == 1:
             yield "engine", "torch's runtime needs two ranks or more, this pipeline has one; leave it out"
         if self.engine == "torch" and self.spread_head:

@@ -8,7 +8,7 @@ same parameters: those of the first count.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -78,6 +78,19 @@ class Ranks:
         """Exchange one step's numbers; `loss_sum` is None on ranks that do not hold the loss. `busy` and `span` are the
         seconds in actions and of the whole schedule on this rank. Raises PeerLost when a rank is gone.
         """
+        return self.start(gradients, loss_sum, seconds, stop, memory, busy, span).wait()
+
+    def start(
+        self,
+        gradients: dict[str, Tensor | None],
+        loss_sum: float | None,
+        seconds: float,
+        stop: bool,
+        memory: int,
+        busy: float,
+        span: float,
+    ) -> Exchange:
+        """`agree` without waiting for the others."""
         tail = len(self.names)
         vector = torch.zeros(tail + 3 + 3 * self.world, dtype=torch.float64)
         squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None and self.first}
@@ -89,18 +102,37 @@ class Ranks:
         vector[tail + 2] = busy
         for part, mine in enumerate((loss_sum or 0.0, memory, span)):  # a place for each rank
             vector[tail + 3 + part * self.world + self.rank] = mine
+        own, work = self._agreed(vector), None
         if self.world > 1:
-            wire = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
+            vector = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
             with _together():
-                dist.all_reduce(wire)
-            vector = wire.cpu()
-        numbers = vector.tolist()
+                work = dist.all_reduce(vector, async_op=True)
+        return Exchange(own, vector, work, self._agreed)
+
+    def _agreed(self, vector: Tensor) -> Agreed:
+        tail, numbers = len(self.names), vector.tolist()
         norm = math.sqrt(sum(numbers[:tail]))
         seconds, stops, all_busy, *rest = numbers[tail:]
         losses, memories, spans = (rest[i : i + self.world] for i in range(0, 3 * self.world, self.world))
         longest = max(spans)
         bubble = max(0.0, 1 - all_busy / (self.world * longest)) if longest else 0.0
         return Agreed(sum(losses), norm, seconds, stops > 0, [int(n) for n in memories], bubble)
+
+
+class Exchange(NamedTuple):
+    """Numbers under way."""
+
+    own: Agreed  # what this rank has put in: its part of each sum
+    vector: Tensor
+    work: Any  # of the all-reduce; None on one rank
+    read: Callable[[Tensor], Agreed]
+
+    def wait(self) -> Agreed:
+        """Everybody's. Raises PeerLost when a rank is gone."""
+        if self.work is not None:
+            with _together():
+                self.work.wait()
+        return self.read(self.vector.cpu())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import Interrupted, UserError
 from ..parallel.replicas import sum_gradients
+from ..specs import Pipeline
 from .batches import tensors
 from .checkpoint import Saved
 from .evaluate import evaluate, write_sample
@@ -22,6 +23,8 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
         Interrupted: a signal asked to stop; a checkpoint is saved.
         UserError: loss or gradients were not finite for `MAX_SKIPPED` steps in a row (exit code 4).
     """
+    from .post_validation import post_validated
+
     experiment, seconds = session.experiment, session.seconds
     if progress(session, seconds) >= 1:
         if session.ranks.rank == 0:
@@ -30,6 +33,8 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
     with Reporter(session, resumed, changes) as report, StopRequest() as request:
         if session.step == 0 and experiment.sampling is not None:
             report.sample(write_sample(session))
+        if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
+            post_validated(session, report, request)
         while progress(session, seconds) < 1:
             batch = session.loader.next_batch()
             valid = batch.num_valid
@@ -50,10 +55,10 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
             if agreed.finite:
                 clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)
                 session.optimizer.step()
-            skip_guard(session, agreed.finite, agreed.loss_sum / valid, agreed.grad_norm)
             for parameter in session.parameters.values():
                 parameter.grad = None
             session.step, session.tokens, seconds = session.step + 1, session.tokens + valid, agreed.seconds
+            skip_guard(session, agreed.finite, agreed.loss_sum / valid, agreed.grad_norm)
             done = progress(session, seconds)
             report.step(agreed, valid, lr, done)
             if done < 1:
@@ -92,7 +97,7 @@ def skip_guard(session: Session, finite: bool, loss: float, norm: float) -> None
     session.skipped = 0 if finite else session.skipped + 1
     if session.skipped >= MAX_SKIPPED:
         raise UserError(
-            f"diverged: loss {loss}, grad norm {norm} for {MAX_SKIPPED} steps up to {session.step + 1}; lower optimizer.lr, "
+            f"diverged: loss {loss}, grad norm {norm} for {MAX_SKIPPED} steps up to {session.step}; lower optimizer.lr, "
             "lengthen lr_schedule.warmup, or check the data",
             exit_code=4,
         )

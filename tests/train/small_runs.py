@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 
@@ -26,6 +27,15 @@ class PowerCut:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class SometimesInfinite:
+    """Cross entropy, but infinite where the targets of a microbatch have an unlucky sum, at times with finite gradients."""
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+        luck = int(targets.sum() % 26)
+        return loss * torch.inf if luck == 4 else loss + torch.inf if luck in (11, 17) else loss
 
 
 def run_script(text: str, folder: Path, name: str = "script.py", **env: str) -> subprocess.CompletedProcess[str]:
@@ -50,10 +60,10 @@ def records(path: Path | str, key: str) -> list[dict[str, Any]]:
     return [r for r in map(json.loads, lines) if key in r]
 
 
-def weights(path: Path | str) -> dict[str, torch.Tensor]:
-    """Every weight of the newest checkpoint."""
+def weights(path: Path | str, everything: bool = False) -> dict[str, torch.Tensor]:
+    """Every weight of the newest checkpoint, or every tensor."""
     newest = sorted((Path(path) / "checkpoints").glob("step-????????"))[-1]
     tensors: dict[str, torch.Tensor] = {}
     for file in newest.glob("*.safetensors"):
         tensors.update(load_file(file))
-    return {k: v for k, v in tensors.items() if k.startswith("weights/")}
+    return {k: v for k, v in tensors.items() if everything or k.startswith("weights/")}

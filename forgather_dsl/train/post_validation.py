@@ -1,0 +1,152 @@
+"""Training that updates before all ranks have agreed how: the next step's warm-up hides the wait (arXiv 2401.10241, section 4).
+
+After a step each rank starts the exchange of its numbers, guesses that nothing has to be clipped or skipped, copies what the
+update changes, updates, and begins the next step's forwards. Before the first backward the numbers must be there: if the
+guess was wrong, all ranks take the update back, make the right one and run those forwards again. The result is the
+synchronous one, bit for bit. Costs weights and optimizer state a second time; Ctrl-C stops one step later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import Interrupted
+from ..parallel.replicas import sum_gradients
+from .agreement import Agreed
+from .batches import tensors
+from .gradients import clip
+from .loop import at_intervals, progress, set_learning_rate, skip_guard
+from .master import ExactMaster
+from .optimizers import named_states
+from .report import Reporter
+from .session import Session
+from .stopping import StopRequest
+
+
+def post_validated(session: Session, report: Reporter, request: StopRequest) -> None:
+    """Train to the end of steps or tokens, as the loop in loop.py does.
+
+    Raises:
+        Interrupted, UserError: as there.
+    """
+    update: Update | None = None
+    while progress(session, 0.0) < 1:
+        batch = session.loader.next_batch()
+        valid = batch.num_valid
+        done = progress(session, 0.0, ahead=valid)
+        tokens, targets, documents = tensors(batch)
+        loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid, update)
+        sum_gradients(session.parameters, session.mesh)
+        stop = update is not None and update.agreed is not None and update.agreed.stop
+        lr = set_learning_rate(session, done)
+        session.step, session.tokens = session.step + 1, session.tokens + valid
+        update = Update(session, report, valid, lr, loss, request.asked)
+        if not (stop or done >= 1 or _due(session)):
+            update.guess()
+            continue
+        stop = update.agree().stop or stop
+        update = None
+        if done < 1:
+            at_intervals(session, report)
+            if stop:
+                raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+
+
+def _due(session: Session) -> bool:
+    """Whether something has to see the right weights after this step."""
+    e = session.experiment
+    return any(every and session.step % every == 0 for every in (e.eval_every, e.sample_every, e.save_every))
+
+
+class Update:
+    """The update after one step. Gradients stay until it is settled."""
+
+    def __init__(
+        self, session: Session, report: Reporter, valid: int, lr: float, loss: float | None, stop: bool
+    ) -> None:
+        self.session, self.report, self.valid, self.lr = session, report, valid, lr
+        self.limit = session.experiment.clip_norm
+        self.agreed: Agreed | None = None
+        self.backup: Backup | None = None
+        timing, gradients = session.pipeline.timing, {name: p.grad for name, p in session.parameters.items()}
+        self.exchange = session.ranks.start(
+            gradients, loss, session.elapsed(), stop, session.peak_memory(), timing.busy, timing.span
+        )
+
+    def _plain(self, numbers: Agreed) -> bool:
+        """Whether nothing has to be clipped or skipped."""
+        return numbers.finite and (self.limit is None or numbers.grad_norm <= self.limit)
+
+    def guess(self) -> None:
+        """Update as if nothing had to be clipped or skipped; wait if this rank's part alone says otherwise."""
+        if self._plain(self.exchange.own):
+            self.backup = Backup(self.session)
+            self.session.optimizer.step()
+        else:
+            self._exactly()
+
+    def agree(self) -> Agreed:
+        """Wait for all ranks, then update."""
+        self._exactly()
+        return self._settle()
+
+    def holds(self) -> bool:
+        """Wait for all ranks; whether the guess was right, and then the step is over."""
+        right = self._plain(self._wait())
+        if right:
+            self._settle()
+        return right
+
+    def undo(self) -> None:
+        """Update again, rightly; a rank that has waited did so at once."""
+        if self.backup is not None:
+            self.backup.restore()
+            self._exactly()
+        self._settle()
+
+    def _wait(self) -> Agreed:
+        if self.agreed is None:
+            self.agreed = self.exchange.wait()
+        return self.agreed
+
+    def _exactly(self) -> None:
+        agreed = self._wait()
+        if agreed.finite:
+            clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
+            self.session.optimizer.step()
+
+    def _settle(self) -> Agreed:
+        agreed = self._wait()
+        self.backup = None
+        for parameter in self.session.parameters.values():
+            parameter.grad = None
+        skip_guard(self.session, agreed.finite, agreed.loss_sum / self.valid, agreed.grad_norm)
+        self.report.step(agreed, self.valid, self.lr, progress(self.session, 0.0))
+        return agreed
+
+
+class Backup:
+    """A copy of all that an update changes on this rank: weights, or their fp32 masters, and the optimizer's state."""
+
+    def __init__(self, session: Session) -> None:
+        self.optimizer = session.optimizer
+        self.masters = dict(self.optimizer.masters()) if isinstance(self.optimizer, ExactMaster) else {}
+        self.weights = [(p, p.detach().clone()) for p in ([] if self.masters else session.parameters.values())]
+        self.states = [(state, {k: _copy(v) for k, v in state.items()}) for _, _, state in named_states(self.optimizer)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, once: the copies become the state."""
+        for name, master in self.masters.items():
+            self.optimizer.set_master(name, master)
+        for parameter, weight in self.weights:
+            parameter.copy_(weight)
+        for state, old in self.states:
+            state.clear()
+            state.update(old)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
