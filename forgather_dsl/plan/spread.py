@@ -63,7 +63,10 @@ def _score(found: Schedule, bare: Schedule, costs: Costs) -> tuple[float, float,
 
 
 def _delayed(row: Sequence[Action], delay: int) -> tuple[list[Action], dict[int, list[Action]]]:
-    """F, I and B of a rank, every backward behind `delay` more forwards; and the W of each stage, in order."""
+    """F, I and B of a rank, every backward behind `delay` more forwards; and the W of each stage, in order. A stage that
+    has any W has all its B split: a W that comes later would else come after the B of a later microbatch.
+    """
+    split = {action.stage for action in row if action.kind == "W"}
     forwards = [action for action in row if action.kind == "F"]
     order: list[Action] = []
     weights: dict[int, list[Action]] = {}
@@ -71,12 +74,13 @@ def _delayed(row: Sequence[Action], delay: int) -> tuple[list[Action], dict[int,
     for action in row:
         if action.kind == "F":
             seen += 1
-        elif action.kind == "W":
-            weights.setdefault(action.stage, []).append(action)
-        else:
+            continue
+        if action.kind == "W" or (action.kind == "B" and action.stage in split):
+            weights.setdefault(action.stage, []).append(action._replace(kind="W"))
+        if action.kind != "W":
             order += forwards[done : seen + delay]
             done = max(done, min(seen + delay, len(forwards)))
-            order.append(action)
+            order.append(action._replace(kind="I") if action.stage in split else action)
     return order + forwards[done:], weights
 
 

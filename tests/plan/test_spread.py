@@ -52,6 +52,12 @@ def test_every_schedule_takes_shards_and_stays_valid(name, ranks, more, head):
     assert from_csv(to_csv(found), found.name, ranks) == found
 
 
+def test_a_schedule_that_splits_some_backwards_stays_in_order():
+    bare = schedules.dualpipe_v(4, 10)
+    assert {a.kind for row in bare.actions for a in row} == set("FBIW")
+    assert problems(spread_head(bare, costs_of(bare))) == []
+
+
 def test_the_last_backward_waits_for_every_shard_and_a_shard_for_it():
     """Layers take 1, 1 and 1; a shard 1 and 1; a message 0.5, a shard's partial of 2 ranks 1.5 times as long on the link."""
     rows = from_csv("0F0,2F0,0B0,2W0\n1F0,3F0,1B0,3W0", num_shards=2)
