@@ -51,6 +51,7 @@ __all__ = [
     "REQUIRED",
     "AdamW",
     "Attention",
+    "Auto",
     "BF16Mixed",
     "Bytes",
     "Checkpoints",

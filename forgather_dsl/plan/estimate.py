@@ -63,7 +63,7 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     """
     size = model_size(experiment.model, experiment.seq_len)
     state = State(experiment, on_gpu)
-    schedule, ranges = lay_out(experiment) if layout is None else layout
+    schedule, ranges, _ = lay_out(experiment) if layout is None else layout
     stages = [StageCost.of(experiment, size, ranges, stage, state.number_bytes) for stage in range(len(ranges))]
     if schedule.num_shards:
         stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state.number_bytes)] * schedule.num_shards

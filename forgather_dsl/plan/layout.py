@@ -12,59 +12,78 @@ from typing import Any, NamedTuple
 
 from ..dsl import ConfigError, build, problems
 from ..dsl.check import said_at
-from ..specs import Experiment, Pipeline, ScheduleFile
+from ..specs import Auto, Experiment, Pipeline, ScheduleFile
 from ..specs.experiment import num_microbatches, num_replicas, num_shards
 from ..specs.parallel import Searched, placement
 from . import partition, validity
 from .actions import Schedule, from_csv, to_csv
+from .auto import at_peak
+from .automatic import automatic
 from .costs import Costs, without_shards
-from .memory import State
 from .model_costs import model_costs
+from .parts import parts_of
 from .profile import read_profile
 from .schedules import accumulate
 from .schedules.searched import drawn
-from .sizes import model_size
 from .spread import spread_head
 
-__all__ = ["Layout", "balanced", "from_dict", "lay_out", "schedule_problems", "to_dict"]
+__all__ = ["Layout", "from_dict", "lay_out", "schedule_problems", "to_dict"]
 
 
 class Layout(NamedTuple):
-    """The actions of every rank, and the layers of every stage."""
+    """The actions of every rank, the layers of every stage, and why, where that was not said but chosen."""
 
     schedule: Schedule
     layers: tuple[range, ...]
+    reason: str = ""
 
 
 def lay_out(experiment: Experiment) -> Layout:
-    """Stages, layers and actions. The same for the same experiment, whatever machine it is asked on.
+    """Stages, layers and actions, for the experiment's `hardware`; `auto` is the machine this is asked on.
 
     Raises ConfigError, with every problem, for a schedule that cannot be run or does not go with the experiment.
     """
     parallel = experiment.parallel
     if not isinstance(parallel, Pipeline):
         return Layout(accumulate(num_microbatches(experiment)), (range(experiment.model.num_layers),))
-    spec, places, costs = parallel.schedule, placement(parallel), None
-    layers = () if places is None else _layers(experiment, parallel, len(places))
+    spec, places, reason = parallel.schedule, placement(parallel), ""
     profile = read_profile(spec.profile) if isinstance(spec, Searched) else None
-    if isinstance(spec, Searched) and places is not None:
+    if isinstance(spec, Auto):
+        schedule, layers, reason = automatic(
+            experiment, parallel, None if parallel.cuts is None else _cut(parallel.cuts)
+        )
+    elif isinstance(spec, Searched) and places is not None:
+        layers = _layers(
+            experiment, parallel, places, [(1.0, 0.0)] * len(places), profile
+        )  # its order makes do with that
         costs = model_costs(experiment, places, layers, profile)
         costs = without_shards(costs, len(places))  # those are put into the order afterwards
-    schedule = _schedule(experiment, parallel, costs)
+        schedule = _schedule(experiment, parallel, costs)
+    else:
+        schedule = _schedule(experiment, parallel, None)
+        layers = _layers(experiment, parallel, schedule.placement, at_peak(schedule))
     if num_shards(experiment):
         with_head = model_costs(experiment, schedule.placement, layers, profile)
         others = drawn(schedule.placement, schedule.num_microbatches) if isinstance(spec, Searched) else ()
         schedule = spread_head(schedule, with_head, tuple(others))
-    return Layout(schedule, layers)
+    return Layout(schedule, layers, reason)
 
 
-def _layers(experiment: Experiment, parallel: Pipeline, stages: int) -> tuple[range, ...]:
-    """The layers of each stage."""
+def _layers(
+    experiment: Experiment,
+    parallel: Pipeline,
+    places: tuple[int, ...],
+    live: partition.Live,
+    profile: Mapping[str, Any] | None = None,
+) -> tuple[range, ...]:
+    """The layers of each stage: as the user cuts them, else the split by cost."""
     cuts, layers = parallel.cuts, experiment.model.num_layers
     if cuts is None:
-        return balanced(experiment, stages, 1.0 if num_shards(experiment) else 0.5)  # spread, only layers take time
-    if len(cuts) != stages or sum(cuts) != layers:
-        raise ConfigError(f"parallel.cuts: {cuts} does not cut {layers} layers into {stages} stages")
+        if len(places) > layers:
+            raise ConfigError(f"parallel.stages: {len(places)} stages for {layers} layers; every stage needs one")
+        return partition.divide(parts_of(experiment, parallel.stages, profile), places, live)
+    if len(cuts) != len(places) or sum(cuts) != layers:
+        raise ConfigError(f"parallel.cuts: {cuts} does not cut {layers} layers into {len(places)} stages")
     return _cut(cuts)
 
 
@@ -145,24 +164,6 @@ def _cut(cuts: Sequence[int]) -> tuple[range, ...]:
     return tuple(range(start, stop) for start, stop in zip((0, *stops), stops))
 
 
-def balanced(experiment: Experiment, stages: int, time_share: float = 0.5) -> tuple[range, ...]:
-    """The most even split when `time_share` of a part's cost is its share of the model's floating point operations, and
-    the rest its share of the bytes of weights, gradients and optimizer state. An embedding costs bytes and no time.
-    """
-    size = model_size(experiment.model, experiment.seq_len)
-    if not any(layer.parameters for layer in size.layers):  # nothing is known of them but their number
-        return partition.split([1.0] * len(size.layers), stages)
-    state = State(experiment, on_gpu=False)
-    parts = [*((layer, True) for layer in size.layers), (size.embedding, False), (size.head, False)]
-    flops = [part.flops for part, _ in parts]
-    stored = [sum(state.bytes_of(part, in_layer)) for part, in_layer in parts]
-    all_flops, all_bytes = sum(flops) or 1.0, sum(stored) or 1
-    if num_shards(experiment):
-        flops[-1] = stored[-1] = 0  # every rank has its share
-    costs = [time_share * f / all_flops + (1 - time_share) * b / all_bytes for f, b in zip(flops, stored)]
-    return partition.split(costs[:-2], stages, embedding=costs[-2], head=costs[-1])
-
-
 def to_dict(layout: Layout) -> dict[str, Any]:
     """As JSON can hold it."""
     schedule = layout.schedule
@@ -171,6 +172,7 @@ def to_dict(layout: Layout) -> dict[str, Any]:
         "layers": [[layers.start, layers.stop] for layers in layout.layers],
         "actions": to_csv(schedule).splitlines(),
         "shards": schedule.num_shards,
+        "reason": layout.reason,
     }
 
 
@@ -180,4 +182,4 @@ def from_dict(data: Mapping[str, Any]) -> Layout:
     layers = tuple(range(start, stop) for start, stop in data["layers"])
     if len(layers) != schedule.num_stages:
         raise ValueError(f"{len(layers)} ranges of layers for {schedule.num_stages} stages")
-    return Layout(schedule, layers)
+    return Layout(schedule, layers, str(data.get("reason", "")))

@@ -122,7 +122,7 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     """
     profile = profile or own_profile(experiment)
     site, layout = Site.of(found, experiment), lay_out(experiment)
-    schedule, layers = layout
+    schedule, layers, _ = layout
     memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
     costs = model_costs(experiment, schedule.placement, layers, profile, found)
     devices = machines.for_ranks(found, world_size(experiment))

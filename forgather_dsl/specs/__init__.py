@@ -36,6 +36,7 @@ from .model import (
     SwiGLU,
 )
 from .parallel import (
+    Auto,
     DualPipeV,
     GPipe,
     Interleaved,
@@ -80,6 +81,7 @@ __all__ = [
     "MLP",
     "AdamW",
     "Attention",
+    "Auto",
     "BF16Mixed",
     "Bytes",
     "Checkpoints",

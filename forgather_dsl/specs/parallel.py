@@ -117,6 +117,14 @@ class ZeroBubble(Searched["forgather_dsl.plan.schedules.zero_bubble"]):
         return tuple(rank for chunk in range(self.chunks) for rank in (down[::-1] if chunk % 2 else down))
 
 
+class Auto(Searched[Any]):
+    """The fastest that fits of all schedules: placement, split of the layers and order, chosen together. `plan` says why."""
+
+    def __placement__(self, ranks: int) -> tuple[int, ...]:
+        """Raises ValueError: it is chosen with the rest."""
+        raise ValueError("Auto chooses the placement together with the layers and the order")
+
+
 class Parallel(Lazy[Any], abstract=True):
     """How one step is spread over ranks."""
 

@@ -173,7 +173,7 @@ def _mesh(experiment: Experiment, layout: Layout, world: World) -> Mesh:
 
 def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Pipeline:
     """This rank's stages of the model, initialised, and the interpreter of its schedule."""
-    schedule, layers = layout
+    schedule, layers, _ = layout
     precision = build(experiment.precision)
     autocast = precision.autocast(world.device)
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
