@@ -127,7 +127,7 @@ def test_i_leaves_the_weight_gradients_to_w(monkeypatch):
     monkeypatch.setattr(WeightGradients, "settle", staticmethod(lambda one: (owed.append(len(one)), settle(one))))
     row = from_csv("0F0,0I0,0F1,0I1,0W0,0W1")
     Pipeline(stages(1), row, seed=0).step(*batch(), loss_sum, 0, 10)
-    assert owed == [4 * (4 + 2) + 2] * 2  # four weights and two biases a layer, embedding and head
+    assert owed == [4 * 4 + 2] * 2  # four weights a layer, embedding and head; biases do not wait
 
 
 def test_replicas_draw_their_own_dropout_and_the_global_generator_is_kept():
