@@ -48,10 +48,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, context: Context, cache: KVCache | None) -> torch.Tensor:
         """`x [batch, seq, dim]` to `[batch, seq, dim]`; dropout draws from the global generator."""
-        attended = self.self_attn(self.input_layernorm(x), context, cache)
-        x = x + F.dropout(attended, self.dropout, self.training)
-        transformed = self.mlp(self.post_attention_layernorm(x))
-        return x + F.dropout(transformed, self.dropout, self.training)
+        # no names for what the branches return: a name would keep it alive through the other branch
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), context, cache), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
 
 class Decoder(nn.Module):

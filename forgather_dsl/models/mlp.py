@@ -59,7 +59,8 @@ class ReLUSquaredMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, seq, dim]` to `[batch, seq, dim]`."""
-        return self.down_proj(F.relu(self.up_proj(x)).square())
+        hidden = F.relu(self.up_proj(x))
+        return self.down_proj(hidden * hidden)  # under autocast, square() would be in fp32
 
 
 def _check(ffn_dim: int) -> None:

@@ -1,9 +1,12 @@
 """Normalisation layers over the last dimension: a size and an epsilon in, a module `[..., dim] -> [..., dim]` out.
 
-Both call torch's fused functions, which compute in fp32 inside whatever the dtype of the input.
+Both call torch's fused functions, which compute in fp32 inside whatever the dtype of the input. So autocast is off around
+them: on CUDA it would hand them an fp32 copy to keep, and every linear layer behind an fp32 result to cast and keep.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn as nn
@@ -30,8 +33,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., dim]` to `[..., dim]`."""
-        weight = self.weight.to(x.dtype)  # the fused kernels want one dtype; under autocast there would be two
-        return F.rms_norm(x, (self.dim,), weight, self.eps)
+        with _autocast_off(x):
+            return F.rms_norm(x, (self.dim,), self.weight.to(x.dtype), self.eps)  # the fused kernels want one dtype
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
@@ -63,12 +66,17 @@ class LayerNorm(nn.Module):
         """`[..., dim]` to `[..., dim]`."""
         # Scale and shift stand apart: the fused backward sums their gradients per thread, so its bits would depend on how
         # many threads a rank has.
-        y = F.layer_norm(x, (self.dim,), None, None, self.eps) * self.weight
-        return y if self.bias is None else y + self.bias
+        with _autocast_off(x):
+            y = F.layer_norm(x, (self.dim,), None, None, self.eps) * self.weight.to(x.dtype)
+            return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
         return f"{self.dim}, eps={self.eps}, bias={self.bias is not None}"
+
+
+def _autocast_off(x: torch.Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # "meta" has no autocast
 
 
 def _check(dim: int, eps: float) -> None:

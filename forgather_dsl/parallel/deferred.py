@@ -36,9 +36,11 @@ class WeightGradients:
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
     def add(self, accumulate: Callable[..., None], *arguments: Any) -> None:
-        """Run `accumulate(*arguments)` now, or queue it while `deferring`."""
+        """Run `accumulate(parameter, *tensors)` now, or queue it while `deferring`."""
         if self.deferring:
-            self.owed.append((accumulate, arguments))
+            parameter, *tensors = arguments
+            # detached: an activation's graph ends in the stage's input, which would stay alive with it
+            self.owed.append((accumulate, (parameter, *(tensor.detach() for tensor in tensors))))
         else:
             accumulate(*arguments)
 

@@ -64,7 +64,7 @@ class Pipeline:
 
     `stages` are the stages that `schedule` places on this rank, and its shard of the head if there are any; `group` is
     None when there is one rank. `seed` is dropout's; `replica` numbers data-parallel copies, so that each draws its own.
-    With a spread head the loss is cross entropy in fp32, and `loss_fn` is not called.
+    With a spread head the loss is cross entropy in fp32, and `loss_fn` is not called. `wire` stands in for the group's.
     Raises ValueError when the schedule is not valid or the stages are not the ones it places here.
     """
 
@@ -75,17 +75,18 @@ class Pipeline:
         seed: int,
         group: PipelineGroup | None = None,
         replica: int = 0,
+        wire: Wire | None = None,
     ) -> None:
         check(schedule)
         self.schedule, self.seed, self.replica = schedule, seed, replica
-        self.wire = Wire(group)
+        self.wire = Wire(group) if wire is None else wire
         self.stages = {stage.index: stage for stage in stages if isinstance(stage, Stage)}
         self.shard = next((shard for shard in stages if isinstance(shard, HeadShard)), None)
         held = sorted(stage.index for stage in stages)
         placed = list(schedule.parts_of(self.wire.rank))
-        if held != placed or schedule.num_ranks != self._num_ranks:
+        if held != placed or schedule.num_ranks != self.wire.size:
             raise ValueError(
-                f"rank {self.wire.rank} of {self._num_ranks} holds stages {held}; schedule {schedule.name} "
+                f"rank {self.wire.rank} of {self.wire.size} holds stages {held}; schedule {schedule.name} "
                 f"has {schedule.num_ranks} ranks and places {placed} there"
             )
         self.last_rank = schedule.placement[-1]
@@ -97,10 +98,6 @@ class Pipeline:
         places = schedule.placement
         pairs = [*pairwise(places), *([(places[0], places[-1])] if one.tied else [])]
         self.wire.open([*pairs, *((places[-1], rank) for rank in range(schedule.num_shards))])
-
-    @property
-    def _num_ranks(self) -> int:
-        return self.wire.group.size if self.wire.group else 1
 
     @property
     def timing(self) -> Timing:

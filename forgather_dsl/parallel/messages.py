@@ -52,7 +52,7 @@ class Wire:
 
     def __init__(self, group: PipelineGroup | None) -> None:
         self.group = group
-        self.rank = group.rank if group else 0
+        self.rank, self.size = (group.rank, group.size) if group else (0, 1)
         self.staging: Staging | None = None  # where tensors are on a GPU and messages go through the host
         ranks = dist.get_process_group_ranks(group.everyone) if group else [0]
         self._names = [f"rank {rank}" for rank in ranks]  # as the launcher numbers them

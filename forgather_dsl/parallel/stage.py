@@ -57,6 +57,7 @@ class Stage:
         self._cut()
         self._materialise()
         self.gradients = defer(model)
+        self._positions: tuple[int, Any] | None = None  # a length, and the context of all microbatches of that length
 
     def _cut(self) -> None:
         model: Any = self.model
@@ -100,11 +101,19 @@ class Stage:
         `documents [batch, seq]` are ids that attention does not cross, or None.
         """
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
-            context = self.model.context(x.shape[1], 0, documents, self.device)
+            context = self._context(x.shape[1], documents)
             x = self._embed(x)
             for number in self.layers:
                 x = self._layer(number, x, context, key)
             return self._head(x)
+
+    def _context(self, length: int, documents: torch.Tensor | None) -> Any:
+        """One for all microbatches where none has documents of its own: each would keep its tables and masks until B."""
+        if documents is not None:
+            return self.model.context(length, 0, documents, self.device)
+        if self._positions is None or self._positions[0] != length:
+            self._positions = length, self.model.context(length, 0, None, self.device)
+        return self._positions[1]
 
     def decode(self, x: torch.Tensor, offset: int, cache: Any) -> torch.Tensor:
         """New positions from `offset` on, for generation; keys and values go to `cache`.

@@ -33,7 +33,7 @@ class TiedHead:
         """Bring the embedding's weight to the head; waits only where the head is."""
         if self.first and self.last:
             embedding, head = _module(self.first, "embed"), _module(self.last, "head")
-            if head.weight is embedding.weight or head.weight.data_ptr() != embedding.weight.data_ptr():
+            if head.weight is embedding.weight or _place(head.weight) != _place(embedding.weight):
                 head.weight = nn.Parameter(embedding.weight.detach(), embedding.weight.requires_grad)
         elif self.first:
             self._sending.append(self.wire.send(_module(self.first, "embed").weight, self.last_rank, TAG))
@@ -66,3 +66,8 @@ class TiedHead:
 
 def _module(stage: Stage, name: str) -> Any:
     return getattr(stage.model, name)
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Where its values are, also if it is fake and has none."""
+    return tensor.untyped_storage()._cdata

@@ -14,9 +14,11 @@ from ..specs.experiment import num_replicas
 from . import hardware
 from .hardware import Device
 from .layout import Layout, lay_out
-from .memory import Held, StageCost, State, peak
+from .memory import Held, State
+from .occupancy import Occupancy
 from .resident import overhead, resident
 from .sizes import model_size
+from .stage_cost import StageCost
 
 __all__ = ["Estimate", "RankMemory", "Site", "estimate", "most_ranks_per_gpu"]
 
@@ -64,19 +66,22 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     size = model_size(experiment.model, experiment.seq_len)
     state = State(experiment, on_gpu)
     schedule, ranges, _ = lay_out(experiment) if layout is None else layout
-    stages = [StageCost.of(experiment, size, ranges, stage, state.number_bytes) for stage in range(len(ranges))]
+    stages = [StageCost.of(experiment, size, ranges, stage, state) for stage in range(len(ranges))]
     if schedule.num_shards:
-        stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state.number_bytes)] * schedule.num_shards
+        stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state)] * schedule.num_shards
+    message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
+    tied = state.weight_bytes * size.embedding.matrices if size.tied else 0
     ranks = []
     for rank in range(schedule.num_ranks):
         own = schedule.stages_of(rank)
-        weights, gradients, optimizer, buffers, step = resident(experiment, size, ranges, own, state)
-        at_peak = peak(schedule.actions[rank], stages)
-        if step > at_peak.activations + at_peak.loss:  # the optimizer's step is the peak: activations are gone by then
-            at_peak, optimizer = Held(0, 0), optimizer + step
-        used = weights + gradients + optimizer + at_peak.activations + at_peak.loss + buffers
-        kinds = (weights, gradients, optimizer, at_peak.activations, buffers, at_peak.loss, overhead(used, on_gpu))
-        ranks.append(RankMemory(rank, tuple((stage, ranges[stage]) for stage in own), *kinds))
+        held = resident(experiment, size, ranges, own, state)
+        step = Occupancy(schedule, rank, stages, message, tied).peak
+        update = Held(gradients=held.gradients)  # in the optimizer's turn activations and copies of weights are gone
+        if held.gradients + held.update > step.total:
+            step, held = update, held._replace(optimizer=held.optimizer + held.update)
+        kinds = (held.weights + step.weights, step.gradients, held.optimizer, step.activations, step.buffers, step.loss)
+        where = tuple((stage, ranges[stage]) for stage in own)
+        ranks.append(RankMemory(rank, where, *kinds, overhead(sum(kinds), on_gpu)))
     copies = range(num_replicas(experiment))
     everyone = tuple(replace(one, rank=copy * len(ranks) + one.rank) for copy in copies for one in ranks)
     return Estimate(size.parameters, everyone, (*size.left_out, *state.left_out))

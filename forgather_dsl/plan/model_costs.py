@@ -15,10 +15,11 @@ from ..specs.experiment import num_replicas, num_shards
 from . import hardware as machines
 from .costs import Costs, with_shards
 from .hardware import Hardware, Speed
-from .memory import StageCost, State
+from .memory import State
 from .profile import Profile
 from .resident import capacity, resident
 from .sizes import ModelSize, PartSize, model_size
+from .stage_cost import StageCost
 
 __all__ = ["BANDWIDTH_SUSTAINED", "FLOPS_SUSTAINED", "Seconds", "model_costs"]
 
@@ -65,7 +66,7 @@ def model_costs(
         _stage_seconds(experiment, size, layers, stage, state, speeds[placement[stage]], measured)
         for stage in range(len(layers))
     ]
-    held = [StageCost.of(experiment, size, layers, stage, state.number_bytes) for stage in range(len(layers))]
+    held = [StageCost.of(experiment, size, layers, stage, state) for stage in range(len(layers))]
     rooms = []
     for rank, device in enumerate(found.devices[:ranks]):  # replicas are taken to be alike
         own = [stage for stage, owner in enumerate(placement) if owner == rank]
@@ -95,7 +96,7 @@ def _with_shards(
     shards = num_shards(experiment)
     tokens = experiment.microbatch_size * experiment.seq_len
     whole = Seconds(*measured.head) if measured else _head_seconds(size, tokens, state, speed)
-    held = StageCost.of_shard(experiment, size, shards, state.number_bytes)
+    held = StageCost.of_shard(experiment, size, shards, state)
     forward, weight_grad = (whole.forward + whole.input_grad) / shards, whole.weight_grad / shards
     return with_shards(costs, forward, weight_grad, float(sum(held.kept)), float(sum(held.working)))
 

@@ -39,11 +39,12 @@ def parts_of(experiment: Experiment, ranks: int, profile: Mapping[str, Any] | No
     on_gpu = found.devices[0].kind != "host"
     state = State(experiment, on_gpu)
     held = [resident(experiment, size, stages, (stage,), state) for stage in taken]
-    stored = [float(one.weights + one.gradients + one.optimizer) for one in held]
+    stored = [float(one.weights + one.copies + one.gradients + one.optimizer) for one in held]
     shard = 0
     if num_shards(experiment):  # each rank's, which `resident` counts with whatever it holds
         shard = sum(state.bytes_of(size.head_shard(num_shards(experiment)), False))
-    always = Resident(shard, 0, 0, max(one.buffers for one in held), 0)
+    buffers = max(one.buffers for one in held)
+    always = Resident(weights=shard, copies=0, gradients=0, optimizer=0, buffers=buffers, update=0)
     rooms = [capacity(device.memory_bytes, always, on_gpu) for device in found.devices]
     return Parts(
         seconds=tuple(seconds),

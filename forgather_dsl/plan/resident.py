@@ -12,6 +12,7 @@ from ..specs import Experiment
 from ..specs.experiment import num_shards
 from .hardware import GIB
 from .memory import State
+from .occupancy import LOOKAHEAD
 from .sizes import ModelSize, PartSize
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
@@ -19,17 +20,18 @@ __all__ = ["Resident", "capacity", "overhead", "resident"]
 CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU
 FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
 PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
-POSTED = 2  # receives under way from each neighbour (parallel/messages.py)
 
 
 class Resident(NamedTuple):
-    """Bytes that one rank holds; `step` is a temporary of the optimizer, when no microbatch is alive."""
+    """Bytes that one rank holds; `copies` of weights during a step; `update` is what the optimizer makes for itself at its
+    end, when no microbatch is alive and no copy."""
 
     weights: int
+    copies: int
     gradients: int
     optimizer: int
     buffers: int
-    step: int
+    update: int
 
 
 def resident(
@@ -48,12 +50,16 @@ def resident(
     weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
     if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
         optimizer -= state.bytes_of(size.head, False)[2]
+    copies = sum(state.casts(part) for part, _ in parts)
+    if last and size.tied and 0 in own:  # the head's gradient is summed apart, and its weight cast
+        copies += state.casts(size.head)
     beside = [other for stage in own for other in (stage - 1, stage + 1)]
     neighbours = sum(0 <= stage < len(ranges) and stage not in own for stage in beside)
     if shards:  # hidden states from the last stage, which has a message from every shard
         neighbours += shards - 1 if last else 1
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
-    return Resident(weights, gradients, optimizer, POSTED * neighbours * message, state.temporary(parts))
+    updated = parts[:-1] if last and size.tied and 0 not in own else parts
+    return Resident(weights, copies, gradients, optimizer, LOOKAHEAD * neighbours * message, state.update(updated))
 
 
 def overhead(used: int, on_gpu: bool) -> int:
@@ -64,4 +70,4 @@ def overhead(used: int, on_gpu: bool) -> int:
 def capacity(memory_bytes: int, held: Resident, on_gpu: bool) -> int:
     """Bytes of a card that are left for microbatches; negative where there is too little for the weights alone."""
     usable = int((memory_bytes - CONTEXT) / (1 + FRAGMENTATION)) if on_gpu else memory_bytes - PROCESS
-    return usable - held.weights - held.gradients - held.optimizer - held.buffers
+    return usable - held.weights - held.copies - held.gradients - held.optimizer - held.buffers

@@ -24,8 +24,13 @@ class PartSize(NamedTuple):
     kept: int = 0  # numbers per token from the forward to the backward pass
     kept_fp32: int = 0
     owed: int = 0  # numbers per token from I to W: inputs and output gradients of the linear layers
-    transient: int = 0  # gradients per token that live while the part runs backward
+    transient: int = 0  # gradients per token that the part makes running backward
     flops: int = 0  # forward, per token
+    forward: int = 0  # numbers per token at the most, beside its input, running forward and keeping nothing
+    backward: int = 0  # gradients per token at the most, beside what is kept and the gradient of the part's output
+    deferred: int = 0  # the same in a backward for inputs alone, which lets no input of a linear layer go
+    largest: int = 0  # parameters of its largest matrix
+    short_side: int = 0  # the most that a matrix of layers has of the lesser of rows and columns
 
     @property
     def parameters(self) -> int:
@@ -33,7 +38,8 @@ class PartSize(NamedTuple):
         return self.matrices + self.vectors
 
     def __add__(self, other: PartSize) -> PartSize:  # type: ignore[override]  # sizes add up, tuples would join
-        return PartSize(*(a + b for a, b in zip(self, other)))
+        most = {name: max(getattr(self, name), getattr(other, name)) for name in ("largest", "short_side")}
+        return PartSize(*(a + b for a, b in zip(self, other)))._replace(**most)
 
 
 class ModelSize(NamedTuple):
@@ -58,7 +64,8 @@ class ModelSize(NamedTuple):
     def head_shard(self, count: int) -> PartSize:
         """The largest of `count` shards of the head, cut by rows of the vocabulary as evenly as can be."""
         rows = -(-self.vocab_size // count)
-        return PartSize(matrices=rows * self.dim, kept=self.dim, owed=self.dim + rows, flops=2 * rows * self.dim)
+        numbers = rows * self.dim
+        return PartSize(matrices=numbers, kept=self.dim, owed=self.dim + rows, flops=2 * numbers, largest=numbers)
 
 
 def model_size(model: Any, seq_len: int) -> ModelSize:
@@ -80,10 +87,10 @@ def _model_size(model: Any, seq_len: int) -> ModelSize:
     return ModelSize(
         dim=dim,
         vocab_size=vocab,
-        embedding=PartSize(matrices=vocab * dim, owed=dim),
+        embedding=PartSize(matrices=vocab * dim, owed=dim, largest=vocab * dim),
         layers=layers,
         final_norm=final,
-        head=PartSize(matrices=vocab * dim, kept=dim, owed=dim + vocab, flops=2 * vocab * dim),
+        head=PartSize(matrices=vocab * dim, kept=dim, owed=dim + vocab, flops=2 * vocab * dim, largest=vocab * dim),
         tied=bool(getattr(model, "tie_embeddings", False)),
         left_out=tuple(dict.fromkeys(left_out)),
     )
@@ -100,7 +107,12 @@ def _layer(model: Any, index: int, seq_len: int, left_out: list[str]) -> PartSiz
     mlp = _counted(_MLPS, model.mlp, left_out, index, model.dim, model.ffn_dim)
     if model.dropout:
         left_out.append("dropout masks")
-    return norm + norm + attention + mlp
+    gone = mlp.kept + norm.kept  # by the time the backward pass comes to the attention, and the gradients owed instead
+    return (norm + norm + attention + mlp)._replace(
+        forward=max(attention.forward, model.dim + mlp.forward),
+        backward=max(mlp.backward, attention.backward - gone),
+        deferred=max(mlp.deferred, attention.deferred - gone + mlp.owed),
+    )
 
 
 def _counted(
@@ -122,7 +134,8 @@ def _rms_norm(norm: Any, dim: int) -> PartSize:
 
 
 def _layer_norm(norm: Any, dim: int) -> PartSize:
-    return PartSize(vectors=dim * (2 if norm.bias else 1), kept=dim, kept_fp32=2)
+    """Kept: the input, and the normalised rows that the scale multiplies."""
+    return PartSize(vectors=dim * (2 if norm.bias else 1), kept=2 * dim, kept_fp32=2)
 
 
 def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) -> PartSize:
@@ -130,6 +143,7 @@ def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) ->
     dim, heads = model.dim, model.num_heads
     q, kv = heads * model.head_dim, model.num_kv_heads * model.head_dim
     reach = min(seq_len, getattr(attention, "window", seq_len))
+    rotation = 0 if getattr(type(model.rope), "__target__", None) == f"{_MODELS}.rope.NoRope" else 7 * q  # in fp32
     size = PartSize(
         matrices=2 * dim * q + 2 * dim * kv,
         vectors=(q + 2 * kv if attention.bias else 0) + (dim if attention.output_bias else 0),
@@ -138,6 +152,11 @@ def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) ->
         owed=2 * dim + 2 * q + 2 * kv,
         transient=q + 2 * kv,
         flops=2 * (2 * dim * q + 2 * dim * kv) + 2 * q * reach,  # causal: half of the scores
+        forward=dim + 2 * q + 2 * kv + max(dim, rotation - q),
+        backward=dim + q + max(2 * kv, rotation) + 2 * kv,
+        deferred=2 * dim + 2 * q + max(2 * kv, rotation) + 2 * kv,
+        largest=dim * max(q, kv),
+        short_side=min(dim, q),
     )
     if attention.dropout:
         left_out.append("attention dropout")
@@ -152,14 +171,36 @@ def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) ->
 
 def _swiglu(mlp: Any, dim: int, ffn: int) -> PartSize:
     """Kept: the input, gate, up, silu(gate), their product."""
-    biases = 2 * ffn + dim if mlp.bias else 0
-    return PartSize(3 * dim * ffn, biases, dim + 4 * ffn, 0, 2 * dim + 3 * ffn, dim + 2 * ffn, 6 * dim * ffn)
+    return PartSize(
+        matrices=3 * dim * ffn,
+        vectors=2 * ffn + dim if mlp.bias else 0,
+        kept=dim + 4 * ffn,
+        owed=2 * dim + 3 * ffn,
+        transient=dim + 2 * ffn,
+        flops=6 * dim * ffn,
+        forward=dim + 3 * ffn,
+        backward=2 * ffn,
+        deferred=3 * ffn,
+        largest=dim * ffn,
+        short_side=min(dim, ffn),
+    )
 
 
 def _two_matrices(mlp: Any, dim: int, ffn: int) -> PartSize:
     """Kept: the input, before and after the activation function (of squared ReLU: the ReLU and its square)."""
-    biases = ffn + dim if mlp.bias else 0
-    return PartSize(2 * dim * ffn, biases, dim + 2 * ffn, 0, 2 * dim + 2 * ffn, dim + ffn, 4 * dim * ffn)
+    return PartSize(
+        matrices=2 * dim * ffn,
+        vectors=ffn + dim if mlp.bias else 0,
+        kept=dim + 2 * ffn,
+        owed=2 * dim + 2 * ffn,
+        transient=dim + ffn,
+        flops=4 * dim * ffn,
+        forward=dim + 2 * ffn,
+        backward=ffn,
+        deferred=2 * ffn,
+        largest=dim * ffn,
+        short_side=min(dim, ffn),
+    )
 
 
 _MODELS = "forgather_dsl.models"

@@ -24,13 +24,14 @@ from ..parallel.interpreter import Pipeline
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute, Muon
+from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import checkpoint
 from .agreement import Ranks
+from .assembly import make_model, make_optimizer, make_shard, make_stage
 from .directory import read_layout
 from .master import ExactMaster
-from .optimizers import named_states, parameter_groups, role
+from .optimizers import named_states
 from .prepare import Prepared, prepare
 
 
@@ -44,7 +45,7 @@ class Session:
         self.pipeline = _pipeline(experiment, layout, world, self.mesh)
         self.parameters = dict(self.pipeline.named_parameters())
         self.ranks = Ranks(world, list(self.parameters), first=self.mesh.replica == 0)
-        self.optimizer: Any = _optimizer(experiment, self.parameters)
+        self.optimizer: Any = make_optimizer(experiment, self.parameters)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
@@ -151,14 +152,6 @@ class Session:
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
 
 
-def _optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:
-    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower."""
-    groups = parameter_groups(parameters.items())
-    if build(experiment.precision).parameters == torch.float32:
-        return build(experiment.optimizer, params=groups)
-    return ExactMaster(groups, lambda masters: build(experiment.optimizer, params=masters))
-
-
 def _owner(key: str) -> str:
     """The parameter that `optimizer/NAME/STATE` belongs to."""
     return key.removeprefix("optimizer/").rpartition("/")[0]
@@ -173,39 +166,17 @@ def _mesh(experiment: Experiment, layout: Layout, world: World) -> Mesh:
 
 def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Pipeline:
     """This rank's stages of the model, initialised, and the interpreter of its schedule."""
-    schedule, layers, _ = layout
-    precision = build(experiment.precision)
-    autocast = precision.autocast(world.device)
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    autocast = build(experiment.precision).autocast(world.device)
     stages: list[Stage | HeadShard] = []
-    for index in schedule.stages_of(mesh.place):
-        with torch.device("meta"):
-            model: Any = build(experiment.model)
-        model.to(precision.parameters)
-        if schedule.num_shards:
-            model.head = None
-        stage = Stage(model, index, schedule.num_stages, layers[index], world.device, autocast, recompute)
-        initialise(model, experiment.seed)
+    for index in layout.schedule.stages_of(mesh.place):
+        stage = make_stage(experiment, make_model(experiment), layout, index, world.device, autocast)
+        initialise(stage.model, experiment.seed)
         stages.append(stage)
-    stages += [_shard(experiment, layout, world, mesh, index) for index in schedule.shards[mesh.place : mesh.place + 1]]
-    return _engine(experiment)(stages, schedule, experiment.seed, mesh.pipeline, mesh.replica)
-
-
-def _shard(experiment: Experiment, layout: Layout, world: World, mesh: Mesh, index: int) -> HeadShard:
-    """This rank's rows of the head."""
-    precision = build(experiment.precision)
-    with torch.device("meta"):
-        model: Any = build(experiment.model)
-    model.to(precision.parameters)
-    autocast, shards = precision.autocast(world.device), layout.schedule.num_shards
-    shard = HeadShard(model, index, mesh.place, shards, world.device, autocast)
-    if isinstance(experiment.optimizer, Muon) and role(shard.name, shard.weight) == "matrix":
-        raise UserError(
-            f"parallel.spread_head: Muon would take {shard.name} for a matrix of a layer, and a shard of it cannot be made "
-            "orthogonal by itself; name the head lm_head, or write optimizer=AdamW()"
-        )
-    shard.initialise(experiment.seed)
-    return shard
+    for index in layout.schedule.shards[mesh.place : mesh.place + 1]:
+        shard = make_shard(experiment, layout, index, world.device, autocast)
+        shard.initialise(experiment.seed)
+        stages.append(shard)
+    return _engine(experiment)(stages, layout.schedule, experiment.seed, mesh.pipeline, mesh.replica)
 
 
 def _engine(experiment: Experiment) -> type[Pipeline]:

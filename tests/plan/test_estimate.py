@@ -15,7 +15,6 @@ from forgather_dsl import (
     Cycle,
     Experiment,
     FullRecompute,
-    GPipe,
     GroupedQueryAttention,
     LayerNorm,
     Llama,
@@ -39,7 +38,6 @@ from forgather_dsl.plan.estimate import estimate
 from forgather_dsl.plan.fit import require_fit
 from forgather_dsl.plan.hardware import GIB, Device
 from forgather_dsl.plan.layout import lay_out
-from forgather_dsl.plan.simulate import simulate
 from forgather_dsl.plan.sizes import model_size
 
 GALLERY = Path(__file__).parents[2] / "experiments"
@@ -156,7 +154,8 @@ def test_stored_bytes_are_those_of_a_real_step(optimizer, tied):
         t.numel() * t.element_size() for *_, s in named_states(real) for t in s.values() if getattr(t, "ndim", 0)
     )
     (rank,) = estimate(experiment, on_gpu=False).ranks
-    assert rank.weights == rank.gradients == 4 * sum(p.numel() for p in model.parameters())
+    assert rank.weights == 4 * sum(p.numel() for p in model.parameters())
+    assert rank.gradients == rank.weights + 4 * 5000 * 96 * tied  # the gradient of a tied head is summed apart
     assert rank.optimizer == state
 
 
@@ -167,28 +166,12 @@ def test_mixed_precision_halves_activations_on_a_gpu_and_not_on_a_cpu():
     assert gpu.weights > cpu.weights  # a bf16 copy of the linear layers
 
 
-def test_full_recompute_keeps_layer_inputs_and_one_layer():
+def test_full_recompute_keeps_layer_inputs_alone():
+    """At the peak, which is the loss here."""
     plain, full = Small(seq_len=512), Small(seq_len=512, recompute=FullRecompute())
-    size = model_size(full.model, 512)
-    per_layer = size.layers[0].kept
+    layer = model_size(full.model, 512).layers[0]
     (a,), (b,) = (estimate(x, on_gpu=False).ranks for x in (plain, full))
-    tokens = 2 * 512
-    assert (a.activations - b.activations) / (4 * tokens) == pytest.approx(3 * per_layer - 4 * 96, rel=0.01)
-
-
-@pytest.mark.parametrize("schedule", [GPipe(), OneFOneB()])
-def test_live_microbatches_are_those_of_the_simulation(schedule):
-    """Activations grow by one microbatch's bytes for each one alive; full backward frees them at once."""
-    experiment = Small(batch_size=16, parallel=Pipeline(stages=4, schedule=schedule))
-    alive = simulate(lay_out(experiment).schedule).peak
-    one = estimate(replace(experiment, batch_size=2), on_gpu=False).ranks
-    found = estimate(experiment, on_gpu=False).ranks
-    for rank, (single, several) in enumerate(zip(one, found)):
-        size = model_size(experiment.model, 64)
-        dim = size.dim if rank < 3 else 2 * size.dim + 0.5  # its output, or what final norm and head keep
-        kept = sum(size.layers[i].kept + size.layers[i].kept_fp32 for i in single.stages[0][1]) + dim
-        growth = (several.activations - single.activations) / (2 * 64 * 4)
-        assert growth == pytest.approx((alive[rank] - 1) * kept, rel=0.01)
+    assert a.activations - b.activations == 2 * 512 * 4 * 4 * (layer.kept + layer.kept_fp32 - 96)
 
 
 def test_weight_gradients_put_off_are_memory():
@@ -211,8 +194,8 @@ def test_a_tighter_cap_needs_less():
 
 
 def test_ranks_add_up_to_one_process():
-    whole = estimate(Small(), on_gpu=False).ranks[0]
-    cut = estimate(Small(parallel=Pipeline(stages=3)), on_gpu=False).ranks
+    whole = estimate(Small(seq_len=512), on_gpu=False).ranks[0]
+    cut = estimate(Small(seq_len=512, parallel=Pipeline(stages=3)), on_gpu=False).ranks
     for kind in ("weights", "gradients", "optimizer"):
         assert sum(getattr(rank, kind) for rank in cut) == getattr(whole, kind)
 

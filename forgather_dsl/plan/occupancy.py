@@ -1,0 +1,170 @@
+"""What a rank holds over its actions of a schedule, and the most of it.
+
+In: the schedule, bytes of one microbatch on each stage, bytes of a message. Out: `Occupancy`: the peak by kind, and the
+states that the rank goes through. Only counts matter, not which microbatches: an action that finds the rank in a state
+that it has been in before needs what it needed then. Follows parallel/execution.py and parallel/messages.py: receives
+posted ahead, gradients that were sent and not yet answered, tensors handed over between stages of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from .actions import Action, Schedule
+from .memory import Held
+from .stage_cost import StageCost
+
+__all__ = ["LOOKAHEAD", "Occupancy"]
+
+LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for (parallel/messages.py)
+
+
+class _Message(NamedTuple):
+    """What an action of stage `source` makes for stage `stage`: an activation from F, a gradient from B or I."""
+
+    source: int
+    stage: int
+    forward: bool
+    microbatch: int
+
+
+class _Incoming:
+    """Messages from one other rank: in the order they are sent, how many are posted, which of those are not taken."""
+
+    def __init__(self) -> None:
+        self.expected: list[_Message] = []
+        self.num_posted = 0
+        self.posted: set[_Message] = set()
+
+    def post(self, wanted: _Message | None = None) -> None:
+        """Until LOOKAHEAD are under way and `wanted` is among them."""
+        while self.num_posted < len(self.expected):
+            if len(self.posted) >= LOOKAHEAD and (wanted is None or wanted in self.posted):
+                return
+            self.posted.add(self.expected[self.num_posted])
+            self.num_posted += 1
+
+
+class Occupancy:
+    """The walk of one rank. `message` is the bytes of one, `tied` those of an embedding whose gradient the head sends."""
+
+    def __init__(
+        self, schedule: Schedule, rank: int, stages: Sequence[StageCost], message: int = 0, tied: int = 0
+    ) -> None:
+        self.schedule, self.rank, self.stages = schedule, rank, stages
+        self.message = Held(activations=message)
+        self.buffer = Held(buffers=message)
+        self.now = self.peak = Held()
+        self.states: set[tuple] = set()
+        """(counts before the action, its kind and stage) of every action."""
+        self._alive: dict[tuple[str, int], int] = {}  # how many F without B or I, and I without W, per stage
+        self._begun: set[tuple[str, int]] = set()  # stages that have run their first F, and that have their gradients
+        self._incoming: dict[int, _Incoming] = {}
+        self._source: dict[_Message, tuple[int, int]] = {}  # another rank, and the position of the action there
+        self._needed: dict[_Message, int] = {}  # position of the action that takes it
+        self._unanswered: dict[int, list[int]] = {}  # per target, the position there that needs a gradient we sent
+        self._route()
+        for incoming in self._incoming.values():
+            incoming.post()
+        for action in schedule.actions[rank]:
+            self._run(action)
+        if tied and 0 in self._own() and schedule.num_stages - 1 not in self._own():
+            self._reach(self.now.plus(Held(buffers=tied)))
+
+    def _own(self) -> tuple[int, ...]:
+        return self.schedule.stages_of(self.rank)
+
+    def _route(self) -> None:
+        for source, row in enumerate(self.schedule.actions):
+            for at, action in enumerate(row):
+                for needed in self._needs(action):
+                    self._needed[needed] = at
+                for made in self._makes(action):
+                    if source != self.rank and self._is_own(made.stage):
+                        self._source[made] = source, at
+                        self._incoming.setdefault(source, _Incoming()).expected.append(made)
+
+    def _makes(self, action: Action) -> Iterator[_Message]:
+        for stage in self.schedule.outputs(action):
+            yield _Message(action.stage, stage, action.kind == "F", action.microbatch)
+
+    def _needs(self, action: Action) -> Iterator[_Message]:
+        for source, result in self.schedule.inputs(action):
+            if source != action.stage:
+                yield _Message(source, action.stage, result == "F", action.microbatch)
+
+    def _reach(self, held: Held) -> None:
+        self.peak = max(self.peak, held, key=sum)
+
+    def _base(self) -> Held:
+        """What is held beside the action's own: between actions, and buffers."""
+        posted = sum(len(incoming.posted) for incoming in self._incoming.values())
+        unanswered = sum(map(len, self._unanswered.values()))
+        return self.now.plus(self.buffer, posted).plus(self.message, unanswered)
+
+    def _receive(self, message: _Message) -> None:
+        source, sent_at = self._source[message]
+        incoming = self._incoming[source]
+        incoming.post(message)
+        self._reach(self._base())
+        incoming.posted.remove(message)
+        incoming.post()
+        self._unanswered[source] = [at for at in self._unanswered.get(source, ()) if at > sent_at]
+
+    def _run(self, action: Action) -> None:
+        kind, stage = action.kind, action.stage
+        self.states.add((*self._counts(), kind, stage))
+        needed = list(self._needs(action))
+        for message in needed:
+            if message in self._source:
+                self._receive(message)
+        local = any(message not in self._source for message in needed)
+        first = (("F" if kind == "F" else "gradients"), stage) not in self._begun and kind != "I"
+        extra, after = self._held(action, first, local)
+        self._reach(self._base().plus(extra))
+        self.now = self.now.plus(after)
+        self._count(kind, stage)
+        for made in self._makes(action):
+            if kind == "F" or stage in self.schedule.shards:
+                continue
+            if self._is_own(made.stage):
+                self.now = self.now.plus(self.message)  # until that stage's backward takes it
+            elif made.stage not in self.schedule.shards:
+                target = self.schedule.rank_of(made.stage)
+                self._unanswered.setdefault(target, []).append(self._needed[made])
+
+    def _held(self, action: Action, first: bool, local: bool) -> tuple[Held, Held]:
+        """The most above what there is while an action runs, and what it adds for good. Its input is `local` when it is
+        the output of a stage on this rank, which has counted it.
+        """
+        kind, stage = action.kind, action.stage
+        cost = self.stages[stage]
+        if kind == "F":
+            kept = cost.kept.plus(self.message, -1) if local else cost.kept
+            return cost.forward.plus(cost.lasting, first - 1), kept.plus(cost.lasting, first)
+        gradients = cost.gradients if first else Held()
+        if kind == "W":
+            return cost.first_weights if first else cost.weights, gradients.plus(cost.owed, -1)
+        handed_on = stage > 0 and self._is_own(stage - 1)  # its input is the output of a stage here, which stays
+        handed_in = local and stage < self.schedule.num_stages - 1  # its output's gradient lay here
+        kept = cost.kept.plus(self.message, handed_in - handed_on)
+        if kind == "I":
+            return cost.inputs, cost.owed.plus(kept, -1)
+        return cost.first_backward if first else cost.backward, gradients.plus(kept, -1)
+
+    def _is_own(self, stage: int) -> bool:
+        return self.schedule.rank_of(stage) == self.rank
+
+    def _counts(self) -> tuple:
+        posted = tuple(sorted((source, len(i.posted)) for source, i in self._incoming.items()))
+        unanswered = tuple(sorted((target, len(at)) for target, at in self._unanswered.items() if at))
+        alive = tuple(sorted((key, count) for key, count in self._alive.items() if count))
+        return posted, unanswered, alive, frozenset(self._begun)
+
+    def _count(self, kind: str, stage: int) -> None:
+        changes = {"F": {"F": 1}, "B": {"F": -1}, "I": {"F": -1, "I": 1}, "W": {"I": -1}}[kind]
+        for key, change in changes.items():
+            self._alive[key, stage] = self._alive.get((key, stage), 0) + change
+        if kind != "I":
+            self._begun.add(("F" if kind == "F" else "gradients", stage))

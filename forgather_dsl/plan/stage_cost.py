@@ -1,0 +1,221 @@
+"""What one microbatch costs on one stage, in bytes: between its actions, and while each action runs.
+
+In: sizes of parts, precision, recomputing, the layers of the stage. Out: `StageCost`, found by going through the layers in
+the order that F, B, I and W do, with what each puts down and takes away. `train/exact.py` checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ..specs import Experiment, FullRecompute
+from ..specs.experiment import num_shards
+from .memory import Held, State
+from .sizes import ModelSize, PartSize
+
+__all__ = ["StageCost"]
+
+
+class StageCost(NamedTuple):
+    """What one microbatch costs on one stage. The last six are the most above what the rank held before the action."""
+
+    kept: Held  # from F to B or I
+    owed: Held  # from I to W
+    lasting: Held  # from the first F to the end of the step: copies of weights, tables of positions
+    gradients: Held  # from the first B or W to the end of the step
+    forward: Held
+    backward: Held
+    inputs: Held  # of I
+    weights: Held  # of W
+    first_backward: Held  # of the first B, which makes the gradients
+    first_weights: Held  # of the first W
+
+    @property
+    def working(self) -> Held:
+        """The most that any action needs while it runs, beside what is kept from its start."""
+        forward = self.forward.plus(self.kept, -1).plus(self.lasting, -1)
+        return max(forward, self.backward, self.inputs, key=sum)
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+    ) -> StageCost:
+        """One microbatch on stage `stage` of those with these layers."""
+        return _Walk(experiment, size, ranges, stage, state).cost()
+
+    @classmethod
+    def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, state: State) -> StageCost:
+        """One microbatch on the largest shard of a spread head: hidden states and the softmax over its rows, F to W."""
+        part = size.head_shard(shards)
+        tokens, rows = experiment.microbatch_size * experiment.seq_len, part.matrices // size.dim
+        message = tokens * state.number_bytes * size.dim
+        kept = Held(activations=message, loss=tokens * state.number_bytes * rows)  # F takes it, W gives it back as owed
+        lasting = Held(weights=state.casts(part))
+        wide = Held(activations=message, loss=tokens * 4 * rows if state.number_bytes < 4 else 0)
+        product = Held(activations=2 * part.matrices if state.mixed else 0)
+        gradients = Held(gradients=state.weight_bytes * part.parameters)
+        return cls(
+            kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
+            backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
+        )  # fmt: skip
+
+
+class _Walk:
+    """Goes through a stage's layers as its actions do. `now` is what an action has come to, `most` its peak so far."""
+
+    def __init__(
+        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+    ) -> None:
+        self.size, self.state = size, state
+        self.tokens = experiment.microbatch_size * experiment.seq_len
+        self.layers = [size.layers[index] for index in ranges[stage]]
+        self.first, self.last = stage == 0, stage == len(ranges) - 1
+        self.shards = num_shards(experiment)
+        self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
+        self.again = isinstance(experiment.recompute, FullRecompute)
+        self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
+        self.now = self.most = Held()
+
+    def add(self, held: Held, times: int = 1) -> None:
+        """Something that stays."""
+        self.now = self.now.plus(held, times)
+        self.touch(Held())
+
+    def touch(self, held: Held) -> None:
+        """Something that comes and goes."""
+        self.most = max(self.most, self.now.plus(held), key=sum)
+
+    def restart(self) -> None:
+        """For the next action."""
+        self.now = self.most = Held()
+
+    def numbers(self, count: int, fp32: int = 0) -> Held:
+        """Activations of so many numbers per token."""
+        return Held(activations=self.tokens * (self.state.number_bytes * count + 4 * fp32))
+
+    def logits(self, times: int, narrow: int = 0) -> Held:
+        """Numbers per token and word, `times` of them in fp32, `narrow` in the format of activations."""
+        words = self.tokens * self.size.vocab_size
+        return Held(loss=words * (4 * times + self.state.number_bytes * narrow))
+
+    def gradient_of(self, part: PartSize) -> Held:
+        """What the first backward makes for a part's weights."""
+        return Held(gradients=self.state.weight_bytes * part.parameters)
+
+    def kept(self, layer: PartSize) -> Held:
+        """From F to B of one layer."""
+        return self.numbers(self.size.dim) if self.again else self.numbers(layer.kept, layer.kept_fp32)
+
+    def embedded(self) -> Held:
+        """Rows of the embedding, or their gradients, in the format of its weight: as they are read or added."""
+        return Held(activations=self.tokens * self.state.weight_bytes * self.size.dim)
+
+    def product(self, part: PartSize) -> Held:
+        """A weight's gradient in bfloat16, on its way into the fp32 sum; one format for both needs no such step."""
+        return Held(activations=2 * part.largest if self.state.mixed else 0)
+
+    def cost(self) -> StageCost:
+        """All of it."""
+        parts = [*self.layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
+        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
+        forward = self.forward(copies)
+        kept = self.now.plus(copies, -1)
+        backward, inputs, first = (self.backward(*how) for how in ((False, False), (True, False), (False, True)))
+        owed = Held()
+        for _, held in self.owed():
+            owed = owed.plus(held)
+        weights, first_weights = self.weights(first=False), self.weights(first=True)
+        gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts))
+        return StageCost(kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights)
+
+    def forward(self, copies: Held) -> Held:
+        """F, from the stage's input to its output or loss; `now` ends with what stays."""
+        dim, wide = self.size.dim, int(self.state.number_bytes == 2)
+        self.restart()
+        self.add(copies)
+        if self.first:
+            self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
+        for layer in self.layers:
+            if self.again:
+                self.touch(self.numbers(dim + layer.forward))
+            self.add(self.kept(layer))
+            self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
+        if not self.last:
+            self.add(self.numbers(dim))
+            return self.most
+        self.add(self.numbers(self.end.kept, self.end.kept_fp32))
+        if self.shards:
+            self.add(self.numbers(dim))  # sent to the shards
+            return self.most
+        self.touch(self.logits(1 + wide, 1))  # as the head makes them, in fp32, and their log-softmax
+        self.add(self.logits(1))
+        return self.most
+
+    def owed(self) -> Iterator[tuple[PartSize, Held]]:
+        """The parts in the order of a backward pass, and what each leaves from I to W."""
+        if self.last and not self.shards:
+            yield self.end, self.logits(0, 1).plus(self.numbers(self.size.dim))
+        for layer in reversed(self.layers):
+            yield layer, self.numbers(layer.owed)
+        if self.first:
+            yield self.size.embedding, self.numbers(self.size.dim)
+
+    def weights(self, first: bool) -> Held:
+        """W, which lets go of each part's tensors as it is done with them."""
+        self.restart()
+        for part, owed in self.owed():
+            if first:
+                self.add(self.gradient_of(part))
+            self.touch(self.product(part) if part.flops else self.embedded())
+            self.add(owed, -1)
+        return self.most
+
+    def backward(self, deferring: bool, first: bool) -> Held:
+        """B, or I when `deferring`; the first B of a step makes the gradients as it goes."""
+        self.restart()
+        self.add(self.numbers(self.size.dim))  # the gradient that goes from layer to layer
+        if self.last:
+            self.tail(deferring, first)
+        for number, layer in enumerate(reversed(self.layers)):
+            if number == 1 and not self.last and not deferring:
+                self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
+            if self.again:
+                self.add(self.numbers(layer.kept - self.size.dim, layer.kept_fp32))
+            self.layer_backward(layer, deferring, first)
+            if deferring:
+                self.add(self.numbers(layer.owed))
+        if self.first and first:
+            self.add(self.gradient_of(self.size.embedding))
+        if self.first:
+            self.touch(self.embedded())
+        return self.most
+
+    def layer_backward(self, layer: PartSize, deferring: bool, first: bool) -> None:
+        """At the most where the MLP is; by then the first B has made the gradient of its last matrix, of the others later."""
+        one = Held(gradients=self.state.weight_bytes * layer.largest)
+        if first:
+            self.add(one)
+        self.touch(self.numbers(layer.deferred if deferring else layer.backward))
+        if not deferring:
+            self.touch(self.product(layer))
+        change = self.numbers(-layer.kept, -layer.kept_fp32)
+        self.add(change.plus(self.gradient_of(layer)).plus(one, -1) if first else change)
+
+    def tail(self, deferring: bool, first: bool) -> None:
+        """The loss, the head and the final norm."""
+        tail = self.end
+        if self.shards:
+            self.touch(self.numbers(self.shards * self.size.dim, self.size.dim))  # their parts, put together in fp32
+            self.add(self.numbers(-tail.kept, -tail.kept_fp32))
+            return
+        self.touch(self.logits(2))  # of the log-softmax, and of the logits
+        self.add(self.logits(1), -1)
+        if first and not deferring:
+            self.add(self.gradient_of(tail))
+        if not deferring:
+            self.touch(self.logits(0, 1).plus(self.product(tail)))
+        self.touch(self.logits(0, 1).plus(self.numbers(self.size.dim)))
+        self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
+        if deferring:
+            self.add(self.logits(0, 1).plus(self.numbers(self.size.dim)))

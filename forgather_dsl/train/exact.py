@@ -1,0 +1,236 @@
+"""What a rank really holds at its peak, found by running it: the real stages, interpreter and optimizer on fake tensors.
+
+In: an experiment, its layout, a rank. Out: bytes by kind at the moment of the peak. No GPU, no memory, no other rank:
+messages are sent to nobody and received empty. An action that finds the rank as an earlier one of its kind did does the
+same again, so fewer microbatches are run where they lead through the same states.
+Not counted: what kernels allocate for themselves, fragmentation, the CUDA context.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..dsl import build, replace
+from ..parallel.deferred import DeferredEmbedding, DeferredLinear
+from ..parallel.interpreter import Pipeline
+from ..parallel.messages import Transfer, Wire
+from ..plan.layout import Layout, lay_out
+from ..plan.memory import Held
+from ..plan.occupancy import Occupancy
+from ..plan.stage_cost import StageCost
+from ..specs import BF16Mixed, Experiment
+from .as_gpu import as_on_gpu
+from .assembly import make_model, make_optimizer, make_stage
+from .gradients import clip, sum_of_squares
+from .live import CUDA_BLOCK, LiveBytes
+from .optimizers import MuonFP32, parts
+
+__all__ = ["ExactRank", "exact", "run_rank"]
+
+aten = torch.ops.aten
+KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss")
+
+
+@dataclass(frozen=True)
+class ExactRank:
+    """What one rank holds at its peak, in bytes, by kind; what was run to find out, and how long that took."""
+
+    rank: int
+    kinds: dict[str, int]
+    microbatches: int
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """Everything."""
+        return sum(self.kinds.values())
+
+
+class _Silent(Wire):
+    """A wire with nobody at the other end: what is sent is gone, what is received is there, and empty."""
+
+    def __init__(self, rank: int, size: int, live: LiveBytes) -> None:
+        super().__init__(None)
+        self.rank, self.size, self.live = rank, size, live
+
+    def send(self, tensor: Tensor, target: int, tag: int) -> Transfer:
+        """Done at once."""
+        return Transfer(cast(dist.Work, _Done(None)), tensor, tensor, "nobody")
+
+    def receive(self, into: Tensor, source: int, tag: int) -> Transfer:
+        """A buffer until somebody takes it, then an activation."""
+        if self.live.kind_of(into) == "weights":  # a tied head's copy, refreshed in place
+            return self.send(into, source, tag)
+        self.live.hold(into, "buffers")
+        taken = _Done(lambda: self.live.hold(into, "activations"))
+        return Transfer(cast(dist.Work, taken), into, into, "nobody")
+
+    def broadcast(self, number: int, source: int) -> int:
+        """Ours."""
+        return number
+
+    def open(self, pairs: Any) -> None:
+        """Nothing."""
+
+
+class _Done:
+    """A transfer that is over."""
+
+    def __init__(self, then: Callable[[], None] | None) -> None:
+        self.then = then
+
+    def is_completed(self) -> bool:
+        """Always."""
+        return True
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+        if self.then:
+            self.then()
+
+
+class _Unread(Pipeline):
+    """A pipeline whose loss nobody reads: fake tensors have no values."""
+
+    def _loss_sum(self, execution: Any) -> None:
+        return None
+
+
+def exact(
+    experiment: Experiment,
+    layout: Layout | None = None,
+    *,
+    on_gpu: bool = True,
+    ranks: Sequence[int] | None = None,
+    progress: Callable[[ExactRank], None] | None = None,
+) -> list[ExactRank]:
+    """Every rank (or those of `ranks`) in turn, in this process; `progress` is called after each.
+
+    `on_gpu`: formats, kernels and block size of a GPU; else of a CPU, to the byte.
+    """
+    whole = layout or lay_out(experiment)
+    shorter = [] if layout else list(_shorter(experiment, whole))
+    found = []
+    for rank in ranks if ranks is not None else range(whole.schedule.num_ranks):
+        states = _states(whole, rank)
+        same = (pair for pair in shorter if _states(pair[1], rank) == states)
+        found.append(run_rank(*next(same, (experiment, whole)), rank, on_gpu=on_gpu, fake=True))
+        if progress is not None:
+            progress(found[-1])
+    return found
+
+
+def _shorter(experiment: Experiment, layout: Layout) -> Iterator[tuple[Experiment, Layout]]:
+    """The experiment with fewer microbatches, and its layout where the stages stay the same. A rank that goes through the
+    same states has the same peak, but for the 512 bytes of each microbatch's loss and what a row of tokens takes."""
+    ranks, size = layout.schedule.num_ranks, experiment.microbatch_size
+    for count in (2, 3, *range(4, 4 * ranks + 1, max(1, ranks // 2))):
+        if count < layout.schedule.num_microbatches:
+            fewer = replace(experiment, batch_size=count * size)
+            candidate = lay_out(fewer)
+            if candidate.layers == layout.layers:
+                yield fewer, candidate
+
+
+def _states(layout: Layout, rank: int) -> set[tuple]:
+    nothing = StageCost(*[Held()] * len(StageCost._fields))
+    return Occupancy(layout.schedule, rank, [nothing] * layout.schedule.num_stages).states
+
+
+def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool, fake: bool) -> ExactRank:
+    """One training step of one rank, on fake tensors or, to see that it comes out the same, on real ones of a CPU."""
+    started = time.perf_counter()
+    own = layout.schedule.stages_of(rank)
+    models = [make_model(experiment) for _ in own]
+    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(_kind, _logits(experiment)))
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
+        autocast = torch.bfloat16 if on_gpu and isinstance(experiment.precision, BF16Mixed) else None
+        device = torch.device("cpu")
+        stages = [make_stage(experiment, model, layout, i, device, autocast) for i, model in zip(own, models)]
+        wire = _Silent(rank, layout.schedule.num_ranks, live)
+        pipeline = _Unread(stages, layout.schedule, experiment.seed, wire=wire)
+        for model in models:
+            _watch(model, live)
+        with as_on_gpu() if on_gpu else nullcontext():
+            _steps(experiment, pipeline, live, on_gpu)
+    kinds = {kind: live.at_peak[kind] for kind in KINDS}
+    return ExactRank(rank, kinds, layout.schedule.num_microbatches, time.perf_counter() - started)
+
+
+def _watch(model: Any, live: LiveBytes) -> None:
+    """Count the weights; know the gradients that autograd makes. Those of deferred layers are known by how they are made,
+    and hooks on their weights would be heeded, at a price."""
+    deferred = {
+        id(p) for m in model.modules() if isinstance(m, (DeferredLinear, DeferredEmbedding)) for p in m.parameters()
+    }
+    for parameter in model.parameters():
+        live.hold(parameter, "weights")
+        if id(parameter) not in deferred:
+            parameter.register_post_accumulate_grad_hook(lambda p: live.hold(p.grad, "gradients"))
+
+
+def _logits(experiment: Experiment) -> int:
+    return experiment.microbatch_size * experiment.seq_len * experiment.model.vocab_size
+
+
+def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool) -> None:
+    """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are."""
+    tokens, targets = (torch.zeros(experiment.batch_size, experiment.seq_len, dtype=torch.long) for _ in range(2))
+    documents = torch.zeros_like(tokens) if experiment.isolate_documents else None
+    trained = dict(pipeline.named_parameters())
+    for batch in (tokens, targets):
+        live.hold(batch, "activations")
+    with live:
+        with live.during("optimizer"):
+            optimizer = make_optimizer(experiment, trained)
+            if on_gpu:
+                _as_on_gpu(optimizer)
+            for parameter in trained.values():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+        for parameter in trained.values():
+            parameter.grad = None
+        live.restart()
+        with live.during("activations"):
+            pipeline.step(tokens, targets, documents, build(experiment.loss), 0, tokens.numel())
+        _update(experiment, trained, optimizer, live)
+
+
+def _kind(logits: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
+    """What a new storage is, where the phase does not tell: copies of weights, their gradients, numbers per token and word."""
+    if live.kind != "activations":
+        return None
+    name = operator.overloadpacket
+    if name in (aten._to_copy, aten.zeros_like) and live.kind_of(arguments[0]) == "weights":
+        return "weights" if name is aten._to_copy else "gradients"
+    return "loss" if made.numel() == logits else None
+
+
+def _as_on_gpu(optimizer: Any) -> None:
+    """What torch chooses for parameters on a GPU: AdamW over all of a group at once, Muon's iteration in bfloat16."""
+    for part in parts(optimizer):
+        if isinstance(part, MuonFP32):
+            part.__class__ = torch.optim.Muon  # type: ignore[assignment]
+        for group in part.param_groups:
+            if "foreach" in group:
+                group["foreach"] = True
+
+
+def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, live: LiveBytes) -> None:
+    """Norm, clipping and the optimizer's step, as train/loop.py does them; the norm is taken to exceed the limit."""
+    with live.during("gradients"):
+        torch.stack([sum_of_squares(p.grad) for p in trained.values() if p.grad is not None])
+        if experiment.clip_norm is not None:
+            clip(list(trained.values()), 2 * experiment.clip_norm, experiment.clip_norm)
+    with live.during("optimizer"):
+        optimizer.step()
