@@ -1,16 +1,20 @@
 """Published models of seven and eight billion parameters, trained from scratch, on several cards.
 
-Bases say what is trained, mixins where: a leaf puts them together. `graph` shows what each rank would build.
+Bases say what is trained, mixins where and in which order: a leaf puts them together. `plan` shows what each card would
+hold and how long a step would take, without a GPU; `run ... --smoke` trains a shrunken one here.
 The hub's files of Llama and Mistral ask for an account: `hf auth login`.
 """
 
 from forgather_dsl import (
+    BF16,
     HF,
+    Auto,
     Experiment,
     FullRecompute,
     GPipe,
     GroupedQueryAttention,
     HFTokenizer,
+    Interleaved,
     Llama,
     Llama3Rope,
     Muon,
@@ -21,6 +25,7 @@ from forgather_dsl import (
     SlidingWindow,
     ZeroBubble,
     ZeroBubbleH1,
+    ZeroBubbleV,
     patch,
 )
 
@@ -29,10 +34,11 @@ class Pretraining(Experiment, abstract=True):
     """What the models have in common: a billion tokens of educational web pages."""
 
     data = HF(path="HuggingFaceFW/fineweb-edu", name="sample-10BT", streaming=True, held_out=0.001)
-    seq_len = 2048
-    batch_size = 64
+    seq_len = 4096
+    batch_size = 32
     microbatch_size = 1
     tokens = 1_000_000_000
+    precision = BF16()  # weights of two bytes over exact fp32 masters
     optimizer = Muon(adamw_lr=3e-4)  # one number per weight of memory where AdamW takes two
     recompute = FullRecompute()
     eval_every = 500
@@ -95,10 +101,16 @@ class PP2(Experiment, abstract=True):
 
 
 class PP4(Experiment, abstract=True):
-    """Four cards of 32 GB."""
+    """Four cards of 24 GB."""
+
+    hardware = "4x24GB"
+    parallel = Pipeline(stages=4, schedule=OneFOneB())
+
+
+class PP4Large(PP4, abstract=True):
+    """Four cards of 32 GB: a vocabulary of 128,000 needs them, for the optimizer's step of the embedding and the head."""
 
     hardware = "4x32GB"
-    parallel = Pipeline(stages=4, schedule=OneFOneB())
 
 
 class GPipeSchedule(Experiment, abstract=True):
@@ -107,10 +119,16 @@ class GPipeSchedule(Experiment, abstract=True):
     parallel = patch(Pipeline, schedule=GPipe())
 
 
-class ZeroBubbleSchedule(Experiment, abstract=True):
-    """Split backward, the order found by search; with three microbatches alive, as a fourth would cost 2 GB."""
+class InterleavedSchedule(Experiment, abstract=True):
+    """Two stages on each card, dealt out in turn."""
 
-    parallel = patch(Pipeline, schedule=ZeroBubble(memory_cap=3))
+    parallel = patch(Pipeline, schedule=Interleaved())
+
+
+class ZeroBubbleSchedule(Experiment, abstract=True):
+    """Split backward, the order found by search; weight gradients are put off as far as the cards have room."""
+
+    parallel = patch(Pipeline, schedule=ZeroBubble())
 
 
 class ZeroBubbleH1Schedule(Experiment, abstract=True):
@@ -119,33 +137,68 @@ class ZeroBubbleH1Schedule(Experiment, abstract=True):
     parallel = patch(Pipeline, schedule=ZeroBubbleH1())
 
 
+class ZeroBubbleVSchedule(Experiment, abstract=True):
+    """Split backward in a fixed order, two stages on each card in a V."""
+
+    parallel = patch(Pipeline, schedule=ZeroBubbleV())
+
+
+class AutoSchedule(Experiment, abstract=True):
+    """Stages, cuts and order that the planner finds best."""
+
+    parallel = patch(Pipeline, schedule=Auto())
+
+
 class PP4OneFOneB(PP4, Llama7B):
     """Four cards, one forward and one backward in turn."""
+
+
+class PP4GPipe(GPipeSchedule, PP4, Llama7B):
+    """Four cards, all forwards first: every microbatch is alive at once, so there are few of them."""
+
+    batch_size = 8
+
+
+class PP4Interleaved(InterleavedSchedule, PP4, Llama7B):
+    """Four cards, eight stages: half of the bubble, twice the messages."""
+
+
+class PP4ZeroBubbleH1(ZeroBubbleH1Schedule, PP4, Llama7B):
+    """Four cards, split backward. A weight gradient put off keeps a whole stage's activations: half of the length fits."""
+
+    seq_len = 2048
+    batch_size = 64
+    parallel = patch(Pipeline, cuts=(9, 9, 8, 6))  # the last stage puts off the most
+
+
+class PP4ZeroBubbleV(ZeroBubbleVSchedule, PP4, Llama7B):
+    """Four cards, split backward in a V; at half of the length too."""
+
+    seq_len = 2048
+    batch_size = 64
 
 
 class PP4ZeroBubble(ZeroBubbleSchedule, PP4, Llama7B):
     """Four cards, split backward, the order found by search."""
 
 
-class PP4ZeroBubbleH1(ZeroBubbleH1Schedule, PP4, Llama7B):
-    """Four cards, split backward; the last stage holds the most microbatches and gets the fewest layers."""
-
-    parallel = patch(Pipeline, cuts=(9, 9, 8, 6))
+class PP4Auto(AutoSchedule, PP4, Llama7B):
+    """Four cards, whatever is best on them."""
 
 
-class PP4GPipe(GPipeSchedule, PP4, Llama7B):
-    """Four cards, all forwards first: every microbatch is alive at once, so there are fewer of them."""
+class MistralPP4(AutoSchedule, PP4, Mistral7B):
+    """Mistral 7B on four cards."""
 
-    batch_size = 12
+
+class Llama31PP4(PP4Large, Llama31_8B):
+    """Llama 3.1 8B on four larger cards."""
+
+
+class QwenPP4(PP4Large, Qwen3_8B):
+    """Qwen 3 8B on four larger cards."""
+
+    parallel = patch(Pipeline, cuts=(7, 11, 11, 7))
 
 
 class Llama31PP2(PP2, Llama31_8B):
     """Llama 3.1 8B on two cards."""
-
-
-class MistralPP2(PP2, Mistral7B):
-    """Mistral 7B on two cards."""
-
-
-class QwenPP2(PP2, Qwen3_8B):
-    """Qwen 3 8B on two cards."""
