@@ -34,6 +34,8 @@ class Costs:
     """Seconds from the end of a send to the arrival of a message between two ranks."""
     transfer: float = 0.0
     """Seconds that one message occupies the link between two ranks, in its direction; messages queue."""
+    splitting: tuple[float, ...] = ()
+    """Bytes needed on top while I runs, what it comes to owe included; empty: as `working`."""
 
     @property
     def num_stages(self) -> int:
@@ -45,6 +47,12 @@ class Costs:
         if kind == "B":
             return self.input_grad[stage] + self.weight_grad[stage]
         return {"F": self.forward, "I": self.input_grad, "W": self.weight_grad}[kind][stage]
+
+    def during(self, kind: str, stage: int) -> float:
+        """Bytes needed on top while an action of `kind` runs."""
+        if kind == "W":
+            return 0.0
+        return self.splitting[stage] if kind == "I" and self.splitting else self.working[stage]
 
 
 def uniform(
@@ -85,10 +93,11 @@ def with_shards(costs: Costs, forward: float, weight_grad: float, kept: float = 
         kept=and_each(costs.kept, kept),
         owed=and_each(costs.owed, kept),  # no I in between: F takes `kept`, W gives back `owed`
         working=and_each(costs.working, working),
+        splitting=and_each(costs.splitting or costs.working, 0.0),
     )
 
 
 def without_shards(costs: Costs, num_stages: int) -> Costs:
     """The costs of the first `num_stages` stages: those that hold layers."""
-    names = ("forward", "input_grad", "weight_grad", "kept", "owed", "working")
+    names = ("forward", "input_grad", "weight_grad", "kept", "owed", "working", "splitting")
     return replace(costs, **{name: getattr(costs, name)[:num_stages] for name in names})

@@ -46,6 +46,7 @@ class _Rank:
         "owing",
         "patience",
         "pending",
+        "reserve",
         "room",
         "row",
     )
@@ -57,7 +58,8 @@ class _Rank:
         self.now = self.due = self.held = 0.0
         self.row: list[int] = []
         self.left = timing.microbatches * len(own) * 2  # F and W; a B counts as its W
-        self.room = timing.costs.capacity[rank] * (1 + 1e-9) - max((working[s] for s in own), default=0.0)
+        self.reserve = max((working[s] for s in own), default=0.0)  # for the action that runs
+        self.room = timing.costs.capacity[rank] * (1 + 1e-9) - self.reserve
         self.ahead, self.patience, self.owing = policy.ahead[rank], policy.patience[rank], policy.owing
         most = policy.eager * (timing.ranks - rank)
         stages = [
@@ -139,7 +141,8 @@ class _Run:
         """I when what it leaves finds room; else a W that makes some; else B, which leaves nothing."""
         count, stages, k = self.count, self.timing.stages, self.inputs[stage]
         number = (stages + stage) * count + k
-        if rank.held + self.timing.leaves[number] <= rank.room:
+        needed = max(self.timing.leaves[number], self.timing.works[number] - rank.reserve)
+        if rank.held + needed <= rank.room:
             return number
         if pending >= 0:
             return (2 * stages + pending) * count + self.weights[pending]

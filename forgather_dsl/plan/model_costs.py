@@ -80,6 +80,7 @@ def model_costs(
         kept=tuple(float(sum(cost.kept)) for cost in held),
         owed=tuple(float(sum(cost.owed)) for cost in held),
         working=tuple(float(sum(cost.working)) for cost in held),
+        splitting=tuple(float(sum(cost.inputs)) for cost in held),
         capacity=tuple(map(float, rooms)),
         latency=latency if ranks > 1 else 0.0,
         transfer=message / rate if ranks > 1 else 0.0,

@@ -146,9 +146,9 @@ def _curve(
         if start > until:
             points += [(until, now), (start, now)]
         now += costs.kept[stage] if action.kind == "F" else 0.0
-        during = now + (costs.working[stage] if action.kind != "W" else 0.0)
+        during = now + costs.during(action.kind, stage)
         points += [(start, during), (end, during)]
-        now -= costs.kept[stage] if action.kind in ("W" if stage in schedule.shards else "BI") else 0.0
+        now -= costs.kept[stage] if action.kind in "BI" else 0.0  # of a shard, W gives back what F took, as owed
         now += costs.owed[stage] * ((action.kind == "I") - (action.kind == "W"))
         until = end
     corners = " ".join(f"{LEFT + t * scale:.1f},{base - held / tallest * CURVE:.1f}" for t, held in points)

@@ -181,6 +181,8 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
         number = f"{cards} card{'s' if cards > 1 else ''}"
         notes.append(f"{text} is {number}, so planned with parallel = {written(experiment.parallel)}")
     run = predict(experiment, found, profile)
+    if run.layout.reason:
+        notes.append(f"Auto chose {run.layout.reason}")
     rows = _comparison(run, found, profile)
     options = [] if run.fits else _options(wanted, run.experiment, found, text)
     measured = None if profile is None else Profile.of(profile, experiment)

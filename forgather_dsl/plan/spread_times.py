@@ -62,7 +62,7 @@ class Course:
         stage, kind, costs = action.stage, action.kind, self.costs
         kept, owed = costs.kept[stage], costs.owed[stage]
         end = {"F": 0.0, "I": owed - kept, "W": -owed, "B": -kept}[kind]
-        return kept if kind == "F" else 0.0, 0.0 if kind == "W" else costs.working[stage], end
+        return kept if kind == "F" else 0.0, costs.during(kind, stage), end
 
     def finish(self, rows: Iterable[Iterable[Action]]) -> list[list[float]]:
         """Run all `rows`; when each action starts, up to where a rank waits for ever."""

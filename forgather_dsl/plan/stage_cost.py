@@ -33,9 +33,9 @@ class StageCost(NamedTuple):
 
     @property
     def working(self) -> Held:
-        """The most that any action needs while it runs, beside what is kept from its start."""
+        """The most that F or B needs while it runs, beside what is kept from its start; I needs `inputs`."""
         forward = self.forward.plus(self.kept, -1).plus(self.lasting, -1)
-        return max(forward, self.backward, self.inputs, key=sum)
+        return max(forward, self.backward, key=sum)
 
     @classmethod
     def of(

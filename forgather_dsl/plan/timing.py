@@ -47,7 +47,7 @@ class Timing:
         kept, owed = costs.kept[stage], costs.owed[stage]
         self.seconds += [costs.seconds(kind, stage)] * count
         self.enters += [kept if kind == "F" else 0.0] * count
-        self.works += [0.0 if kind == "W" else costs.working[stage]] * count
+        self.works += [costs.during(kind, stage)] * count
         self.leaves += [{"F": 0.0, "I": owed - kept, "W": -owed, "B": -kept}[kind]] * count
         last, here = self.stages - 1, self.placement[stage]
         # message s * count + k is the input of F, the one `stages * count` further on the output gradient of I and B

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LARGE = ("PP4OneFOneB", "PP4ZeroBubble", "PP4ZeroBubbleH1", "PP4GPipe", "Llama31PP2", "MistralPP4", "QwenPP4", "PP4ZeroBubbleV", "PP4Auto")
+LARGE = (
+    "PP4OneFOneB",
+    "PP4ZeroBubble",
+    "PP4ZeroBubbleH1",
+    "PP4GPipe",
+    "Llama31PP2",
+    "MistralPP4",
+    "QwenPP4",
+    "PP4ZeroBubbleV",
+    "PP4Auto",
+)
 
 
 def run_smoke(name, folder, *more):

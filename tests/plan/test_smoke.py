@@ -26,7 +26,17 @@ from forgather_dsl.plan.smoke import DIM, smoke
 from forgather_dsl.specs.experiment import num_microbatches, world_size
 
 GALLERY = Path(__file__).parents[2] / "experiments"
-LARGE = ("PP4OneFOneB", "PP4ZeroBubble", "PP4ZeroBubbleH1", "PP4GPipe", "Llama31PP2", "MistralPP4", "QwenPP4", "PP4ZeroBubbleV", "PP4Auto")
+LARGE = (
+    "PP4OneFOneB",
+    "PP4ZeroBubble",
+    "PP4ZeroBubbleH1",
+    "PP4GPipe",
+    "Llama31PP2",
+    "MistralPP4",
+    "QwenPP4",
+    "PP4ZeroBubbleV",
+    "PP4Auto",
+)
 
 
 def large(name):
