@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from ..dsl import ConfigError, Cycle, Lazy, diff, replace
-from ..specs import HF, Console, Experiment, HFTokenizer, Llama, Pipeline, SlidingWindow, Stdlib, TrainedBPE
+from ..specs import HF, Auto, Console, Experiment, HFTokenizer, Llama, Pipeline, SlidingWindow, Stdlib, TrainedBPE
 from ..specs.experiment import world_size
 
 __all__ = ["smoke"]
@@ -113,7 +113,11 @@ def _num_layers(experiment: Experiment, model: Llama) -> int:
 
 def _num_stages(experiment: Experiment) -> int:
     parallel = experiment.parallel
-    return len(parallel.schedule.__placement__(parallel.stages)) if isinstance(parallel, Pipeline) else 1
+    if not isinstance(parallel, Pipeline):
+        return 1
+    if isinstance(parallel.schedule, Auto):
+        return 2 * parallel.stages  # the most that it tries
+    return len(parallel.schedule.__placement__(parallel.stages))
 
 
 def _parallel(experiment: Experiment, parallel: Pipeline, num_layers: int) -> Pipeline:
