@@ -147,7 +147,10 @@ class Stage:
 
         if self.recompute == "none" or not torch.is_grad_enabled():
             return run(x)
-        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=not drops)  # type: ignore[return-value]
+        # What draws random numbers is reseeded above, so no state need be kept; and the second run is the first one's code
+        # on the first one's input, so torch need not compare the two tensor by tensor.
+        options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+        return checkpoint(run, x, **options)  # type: ignore[return-value]
 
 
 def _reseed(device: torch.device, key: tuple[int, ...]) -> None:
