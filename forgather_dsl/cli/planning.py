@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,9 @@ def plan_verb(
     svg: Annotated[str | None, typer.Option("--svg", metavar="FILE", help="write it as a picture")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="write everything as a page")] = None,
     smoke: Smoke = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="run every rank's real code on fake tensors too; takes seconds and torch")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -48,6 +52,8 @@ def plan_verb(
         found = plan(measured_with(experiment, profile), gpus, read_profile(profile))
         found = replace(found, notes=(*(f"smoke: {line}" for line in told), *found.notes))
         data = to_dict(found, target)
+        if exact:
+            _measure(found, data)
         _write_pictures(found, data, svg, html)
         if json:
             print_json(data)
@@ -96,8 +102,28 @@ def _print(found: Plan, data: dict[str, Any], draw: bool) -> None:
     if not data["fits"]:
         print()
         _print_advice(data)
+    if "exact_peak_gib" in data["ranks"][0]:
+        print()
+        print_table(*tables.exact_table(data))
     print()
     print("assumed: " + "; ".join(tables.assumed(data)))
+
+
+def _measure(found: Plan, data: dict[str, Any]) -> None:
+    """Adds to each rank what its real code holds at the peak, GiB, without what a process takes."""
+    experiment = found.run.experiment
+    if found.run.layout.schedule.num_shards:
+        raise UserError("--exact does not know the shards of a spread head; leave it out, or parallel.spread_head")
+    from ..train.exact import exact
+
+    on_gpu = found.run.hardware.devices[0].kind != "host"
+    for rank, real in zip(data["ranks"], exact(experiment, on_gpu=on_gpu, progress=_progress)):
+        rank["exact_peak_gib"] = real.total / 2**30
+
+
+def _progress(rank: Any) -> None:
+    if on_terminal():
+        print(f"rank {rank.rank} run in {rank.seconds:.1f} s", file=sys.stderr)
 
 
 def _print_advice(data: dict[str, Any]) -> None:

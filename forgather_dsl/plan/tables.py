@@ -90,3 +90,13 @@ def assumed(data: dict[str, Any]) -> list[str]:
     if data["left_out"]:
         told.append(f"not counted: {', '.join(data['left_out'])}")
     return told
+
+
+def exact_table(data: dict[str, Any]) -> Table:
+    """What each rank's real code holds on fake tensors, beside the formulas; both without what a process takes."""
+    rows = []
+    for rank in data["ranks"]:
+        planned = rank["peak_gib"] - rank["memory_gib"]["overhead"]
+        ratio = planned / rank["exact_peak_gib"]
+        rows.append((str(rank["rank"]), f"{planned:.2f}", f"{rank['exact_peak_gib']:.2f}", f"{ratio - 1:+.1%}"))
+    return ("rank", "planned GiB", "exact GiB", "off by"), rows

@@ -36,7 +36,6 @@ from forgather_dsl.train.exact import exact, run_rank
 WITHIN = (
     0.03  # worst measured: 0.5 % for the shipped recipes, 2.2 % for V-min with layers a thousandth of a real one's size
 )
-RANDOM_STATE = 5056  # bytes: of torch's CPU generator, which activation checkpointing keeps and no operator makes
 
 SCHEDULES = {
     "gpipe": lambda ranks, m: schedules.gpipe(ranks, m),
@@ -125,9 +124,6 @@ def test_fake_tensors_take_the_bytes_of_real_ones(name, ranks, recompute, change
         beside = most - real.total
         if isinstance(experiment.precision, BF16):
             assert 0 <= beside < 0.1 * real.total  # the CPU's kernels make copies in fp32 for themselves
-        elif recompute == "full":
-            assert beside % RANDOM_STATE == 0
-            assert 0 <= beside <= RANDOM_STATE * 4 * experiment.model.num_layers
         else:
             assert beside == 0
 
