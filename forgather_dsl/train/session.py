@@ -110,7 +110,8 @@ class Session:
 
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
         """Weights and the optimizer's tensors by key, its other state by parameter."""
-        masters = dict(self.optimizer.masters()) if isinstance(self.optimizer, ExactMaster) else {}
+        exact = self.optimizer.masters() if isinstance(self.optimizer, ExactMaster) else ()
+        masters = {name: master.cpu() for name, master in exact}  # one at a time: a GPU has no room for all
         tensors = {f"weights/{name}": masters.get(name, p) for name, p in self.parameters.items()}
         scalars: dict[str, dict[str, Any]] = {}
         for name, _, state in named_states(self.optimizer):

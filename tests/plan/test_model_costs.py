@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forgather_dsl import FP32, FullRecompute, NoRecompute, Pipeline
+from forgather_dsl import FP32, BF16Mixed, FullRecompute, NoRecompute, Pipeline
 from forgather_dsl.dsl import ConfigError, load, replace
 from forgather_dsl.plan import cards, hardware
 from forgather_dsl.plan.hardware import GIB, parse
@@ -22,7 +22,10 @@ KEPT = 2 * (2 * 4096 + 4 * 4096 + 4096 + 4096 + 4 * 11008) + 4 * (2 + 32)  # byt
 
 def llama(**changes):
     experiment = load(f"{GALLERY / 'llama7b.py'}:PP4OneFOneB")()
-    return replace(experiment, **{"hardware": "4x24GB", "seq_len": TOKENS, "recompute": NoRecompute(), **changes})
+    return replace(
+        experiment,
+        **{"hardware": "4x24GB", "seq_len": TOKENS, "recompute": NoRecompute(), "precision": BF16Mixed(), **changes},
+    )
 
 
 def costs(experiment, cuts=(8, 8, 8, 8), **more):
