@@ -14,7 +14,7 @@ from .actions import Action, Schedule
 from .costs import Costs
 from .partition import Live, Parts, divide
 from .schedules import drawn, to_and_fro
-from .search import lower_bound, search
+from .search import least_room, lower_bound, search
 from .timing import Timing
 
 __all__ = ["Choice", "at_peak", "choose"]
@@ -108,7 +108,8 @@ def choose(cost_of: CostOf, parts: Parts, ranks: int, microbatches: int, cuts: L
             splits.append((lower_bound(costs, placement, microbatches), placement, layers))
     best_drawn = min(tried, key=_merit)
     splits.sort(key=lambda split: split[0])
-    for bound, placement, layers in splits[:FIRST]:
+    hopeless = all(_hopeless(cost_of(placement, layers), placement) for _, placement, layers in splits)
+    for bound, placement, layers in splits[: 1 if hopeless else FIRST]:
         if best_drawn.over or bound < best_drawn.seconds * (1 - EVEN):
             tried.append(_searched(cost_of, placement, layers, microbatches, QUICK))
     best = min(tried, key=_merit)
@@ -122,6 +123,11 @@ def choose(cost_of: CostOf, parts: Parts, ranks: int, microbatches: int, cuts: L
     chosen = min(equal, key=lambda one: (one.rank, one.seconds))
     bound = lower_bound(cost_of(chosen.schedule.placement, chosen.layers), chosen.schedule.placement, microbatches)
     return Choice(chosen.schedule, chosen.layers, _reason(chosen, best, best_drawn, bound))
+
+
+def _hopeless(costs: Costs, placement: tuple[int, ...]) -> bool:
+    """Whether some rank cannot hold even one microbatch."""
+    return any(need > can for need, can in zip(least_room(costs, placement), costs.capacity))
 
 
 def _placements(ranks: int, layers: int, cuts: Layers | None) -> Iterator[tuple[int, ...]]:

@@ -182,7 +182,7 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
         notes.append(f"{text} is {number}, so planned with parallel = {written(experiment.parallel)}")
     run = predict(experiment, found, profile)
     if run.layout.reason:
-        notes.append(f"Auto chose {run.layout.reason}")
+        notes.append(f"Auto: {run.layout.reason}")
     rows = _comparison(run, found, profile)
     options = [] if run.fits else _options(wanted, run.experiment, found, text)
     measured = None if profile is None else Profile.of(profile, experiment)
