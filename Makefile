@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
+WORKERS ?= 2
+PYTEST = $(PY) -m pytest -q --benchmark-skip -n $(WORKERS) --dist loadfile
 
 .PHONY: run test test-slow check bench golden clean help
 
@@ -12,10 +14,10 @@ run: $(VENV)/.installed  ## install and train experiments/first.py:First
 	$(PY) -m forgather_dsl run
 
 test: check  ## install and run the tests, after the linter and the type checker
-	$(PY) -m pytest -q -m "not slow" --benchmark-skip tests
+	$(PYTEST) -m "not slow" tests
 
 test-slow: $(VENV)/.installed-dev  ## the slow tests
-	$(PY) -m pytest -q -m slow --benchmark-skip tests
+	$(PYTEST) -m slow tests
 
 check: $(VENV)/.installed-dev  ## ruff and pyright alone
 	$(VENV)/bin/ruff check .

@@ -8,7 +8,7 @@ same parameters: those of the first count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +19,17 @@ from torch import Tensor
 from ..parallel.failures import PeerLost
 from ..parallel.group import World
 from .gradients import sum_of_squares
+
+
+class Said(NamedTuple):
+    """What one rank brings to the exchange of a step, beside its gradients."""
+
+    loss_sum: float | None = None  # nats; None on ranks that do not hold the loss
+    seconds: float = 0.0  # of training so far; rank 0's counts
+    stop: bool = False  # this rank was asked to stop
+    memory: int = 0  # peak bytes
+    busy: float = 0.0  # seconds in actions,
+    span: float = 0.0  # and of the whole schedule on this rank
 
 
 class Agreed(NamedTuple):
@@ -65,31 +76,11 @@ class Ranks:
         """Sum over ranks."""
         return sum(self.gather(value))
 
-    def agree(
-        self,
-        gradients: dict[str, Tensor | None],
-        loss_sum: float | None,
-        seconds: float,
-        stop: bool,
-        memory: int,
-        busy: float,
-        span: float,
-    ) -> Agreed:
-        """Exchange one step's numbers; `loss_sum` is None on ranks that do not hold the loss. `busy` and `span` are the
-        seconds in actions and of the whole schedule on this rank. Raises PeerLost when a rank is gone.
-        """
-        return self.start(gradients, loss_sum, seconds, stop, memory, busy, span).wait()
+    def agree(self, gradients: Mapping[str, Tensor | None], said: Said) -> Agreed:
+        """Exchange one step's gradient norms and numbers. Raises PeerLost when a rank is gone."""
+        return self.start(gradients, said).wait()
 
-    def start(
-        self,
-        gradients: dict[str, Tensor | None],
-        loss_sum: float | None,
-        seconds: float,
-        stop: bool,
-        memory: int,
-        busy: float,
-        span: float,
-    ) -> Exchange:
+    def start(self, gradients: Mapping[str, Tensor | None], said: Said) -> Exchange:
         """`agree` without waiting for the others."""
         tail = len(self.names)
         vector = torch.zeros(tail + 3 + 3 * self.world, dtype=torch.float64)
@@ -97,10 +88,10 @@ class Ranks:
         if squares:
             values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
             vector[[self._slot[name] for name in squares]] = values
-        vector[tail] = seconds if self.rank == 0 else 0.0
-        vector[tail + 1] = float(stop)
-        vector[tail + 2] = busy
-        for part, mine in enumerate((loss_sum or 0.0, memory, span)):  # a place for each rank
+        vector[tail] = said.seconds if self.rank == 0 else 0.0
+        vector[tail + 1] = float(said.stop)
+        vector[tail + 2] = said.busy
+        for part, mine in enumerate((said.loss_sum or 0.0, said.memory, said.span)):  # a place for each rank
             vector[tail + 3 + part * self.world + self.rank] = mine
         own, work = self._agreed(vector), None
         if self.world > 1:

@@ -42,16 +42,7 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
             tokens, targets, documents = tensors(batch)
             loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
             sum_gradients(session.parameters, session.mesh)
-            timing = session.pipeline.timing
-            agreed = session.ranks.agree(
-                {name: p.grad for name, p in session.parameters.items()},
-                loss,
-                session.elapsed(),
-                request.asked,
-                session.peak_memory(),
-                timing.busy,
-                timing.span,
-            )
+            agreed = session.ranks.agree(session.gradients(), session.said(loss, request.asked))
             if agreed.finite:
                 clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)
                 session.optimizer.step()

@@ -70,10 +70,7 @@ class Update:
         self.limit = session.experiment.clip_norm
         self.agreed: Agreed | None = None
         self.backup: Backup | None = None
-        timing, gradients = session.pipeline.timing, {name: p.grad for name, p in session.parameters.items()}
-        self.exchange = session.ranks.start(
-            gradients, loss, session.elapsed(), stop, session.peak_memory(), timing.busy, timing.span
-        )
+        self.exchange = session.ranks.start(session.gradients(), session.said(loss, stop))
 
     def _plain(self, numbers: Agreed) -> bool:
         """Whether nothing has to be clipped or skipped."""

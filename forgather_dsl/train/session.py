@@ -27,7 +27,7 @@ from ..plan.layout import Layout
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import checkpoint
-from .agreement import Ranks
+from .agreement import Ranks, Said
 from .assembly import make_model, make_optimizer, make_shard, make_stage
 from .directory import read_layout
 from .master import ExactMaster
@@ -86,6 +86,15 @@ class Session:
             return torch.cuda.max_memory_allocated(self.world.device)
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def gradients(self) -> dict[str, torch.Tensor | None]:
+        """Of this rank's parameters, by name."""
+        return {name: parameter.grad for name, parameter in self.parameters.items()}
+
+    def said(self, loss_sum: float | None, stop: bool) -> Said:
+        """What this rank tells the others of the step it has run."""
+        timing = self.pipeline.timing
+        return Said(loss_sum, self.elapsed(), stop, self.peak_memory(), timing.busy, timing.span)
 
     def save(self) -> str:
         """Write a checkpoint from the ranks of the first replica; returns its path. All ranks must call it."""

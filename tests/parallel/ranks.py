@@ -48,7 +48,7 @@ from forgather_dsl.plan.schedules import (  # noqa: E402
     zero_bubble_h1,
     zero_bubble_v,
 )
-from forgather_dsl.train.agreement import Ranks  # noqa: E402
+from forgather_dsl.train.agreement import Ranks, Said  # noqa: E402
 
 RANKS, LAYERS, MICROBATCHES, SECONDS = 4, 8, 4, 280
 ROUNDING = 1e-5  # relative to the largest gradient of a tensor, in fp32
@@ -234,7 +234,7 @@ def alive(group):
 def measured_bubble(group):
     """The share of all ranks' time until the last has finished, not the mean of each rank's own share."""
     ranks = Ranks(World(group.rank, group.size, torch.device("cpu"), "gloo"), [])
-    bubble = ranks.agree({}, None, 0.0, False, 0, busy=float(group.rank), span=10.0 - group.rank).bubble
+    bubble = ranks.agree({}, Said(busy=float(group.rank), span=10.0 - group.rank)).bubble
     return [] if abs(bubble - (1 - (0 + 1 + 2 + 3) / 40)) < 1e-12 else [f"{bubble}"]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from forgather_dsl import Llama, Single
 from forgather_dsl.parallel.group import World
-from forgather_dsl.train.agreement import Ranks
+from forgather_dsl.train.agreement import Ranks, Said
 from forgather_dsl.train.console import Console, duration
 from forgather_dsl.train.flops import peak, per_token
 from forgather_dsl.train.gradients import clip, sum_of_squares
@@ -67,11 +67,11 @@ def test_clipping_scales_to_the_limit_and_leaves_small_gradients() -> None:
 def test_the_global_norm_adds_every_parameter_once_and_sees_what_is_not_finite() -> None:
     ranks = Ranks(World(0, 1, torch.device("cpu"), None), ["b", "a"])
     gradients = {"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}
-    agreed = ranks.agree(gradients, 2.5, 1.5, False, 7, busy=3.0, span=4.0)
+    agreed = ranks.agree(gradients, Said(2.5, 1.5, memory=7, busy=3.0, span=4.0))
     assert agreed == (2.5, 5.0, 1.5, False, [7], 0.25)
     assert agreed.finite
-    assert not ranks.agree({"a": torch.tensor([math.nan]), "b": None}, 1.0, 0.0, False, 0, 0.0, 0.0).finite
-    assert not ranks.agree(gradients, math.inf, 0.0, False, 0, 0.0, 0.0).finite
+    assert not ranks.agree({"a": torch.tensor([math.nan]), "b": None}, Said(1.0)).finite
+    assert not ranks.agree(gradients, Said(math.inf)).finite
 
 
 NAMED = {
