@@ -3,8 +3,8 @@ shards of a spread head exchange with the last stage.
 
 A `Schedule` fixes which messages each pair of ranks exchanges and in what order, so both ends number them alike: the
 number is the tag, and receives are posted in the sender's order (NCCL has no tags and matches by order). A few receives
-per pair are posted ahead of need, each into a tensor of its own that lives as long as the activation does: a ring of
-buffers would hold as much and copy. What was sent is let go when an answer shows that it has arrived.
+per pair are posted ahead of need (`lookahead`), each into a tensor of its own that lives as long as the activation does:
+a ring of buffers would hold as much and copy. What was sent is let go when an answer shows that it has arrived.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from forgather_dsl.parallel.failures import PeerLost
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.route import Message, Route
 from forgather_dsl.parallel.staging import Staging, Waitable, copier
+from forgather_dsl.plan.occupancy import lookahead
 
 __all__ = ["Message", "Messages", "Route", "Wire"]
-
-LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for
 
 
 class Transfer(NamedTuple):
@@ -155,6 +154,7 @@ class Messages:
     ) -> None:
         self.wire, self.route, self.rows, self.until = wire, route, rows, until
         self.dim, self.dtype, self.device, self.form = dim, dtype, device, form
+        self.ahead = lookahead(max(batch * seq for batch, seq in rows) * dim * dtype.itemsize)
         self.incoming = {source: _Incoming(source, expected) for source, expected in route.expected.items()}
         self.local: dict[Message, torch.Tensor] = {}
         self.sends: dict[
@@ -164,9 +164,9 @@ class Messages:
             self._post(incoming)
 
     def _post(self, incoming: _Incoming, wanted: Message | None = None) -> None:
-        """Post receives, in the sender's order, until LOOKAHEAD are under way and `wanted` is among them."""
+        """Post receives, in the sender's order, until `ahead` are under way and `wanted` is among them."""
         while incoming.num_posted < len(incoming.expected):
-            if len(incoming.posted) >= LOOKAHEAD and (wanted is None or wanted in incoming.posted):
+            if len(incoming.posted) >= self.ahead and (wanted is None or wanted in incoming.posted):
                 return
             message = incoming.expected[incoming.num_posted]
             if self.until is not None and self.route.sources[message][1] >= self.until[incoming.source]:

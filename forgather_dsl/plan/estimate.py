@@ -16,7 +16,7 @@ from .hardware import Device
 from .layout import Layout, lay_out
 from .memory import Held, State
 from .occupancy import Occupancy
-from .resident import overhead, resident
+from .resident import message_bytes, overhead, resident
 from .sizes import model_size
 from .stage_cost import StageCost
 
@@ -69,7 +69,7 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     stages = [StageCost.of(experiment, size, ranges, stage, state) for stage in range(len(ranges))]
     if schedule.num_shards:
         stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state)] * schedule.num_shards
-    message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
+    message = message_bytes(experiment, size, state)
     tied = state.weight_bytes * size.embedding.matrices if size.tied else 0
     ranks = []
     for rank in range(schedule.num_ranks):

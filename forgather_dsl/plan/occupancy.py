@@ -15,9 +15,17 @@ from .actions import Action, Schedule
 from .memory import Held
 from .stage_cost import StageCost
 
-__all__ = ["LOOKAHEAD", "Occupancy"]
+__all__ = ["LOOKAHEAD", "Occupancy", "lookahead"]
 
 LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for (parallel/messages.py)
+SMALL_LOOKAHEAD, SMALL = 16, 2**20  # but up to 16 while they hold no more than 1 MiB
+
+
+def lookahead(message: int) -> int:
+    """How many receives of `message` bytes are posted ahead of need. Where messages are small, waking up for each costs more
+    than a microbatch: many at once halve what the engine takes per action (benchmarks/LOG.md).
+    """
+    return max(LOOKAHEAD, min(SMALL_LOOKAHEAD, SMALL // message)) if message else LOOKAHEAD
 
 
 class _Message(NamedTuple):
@@ -32,15 +40,16 @@ class _Message(NamedTuple):
 class _Incoming:
     """Messages from one other rank: in the order they are sent, how many are posted, which of those are not taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int) -> None:
+        self.ahead = ahead
         self.expected: list[_Message] = []
         self.num_posted = 0
         self.posted: set[_Message] = set()
 
     def post(self, wanted: _Message | None = None) -> None:
-        """Until LOOKAHEAD are under way and `wanted` is among them."""
+        """Until `ahead` are under way and `wanted` is among them."""
         while self.num_posted < len(self.expected):
-            if len(self.posted) >= LOOKAHEAD and (wanted is None or wanted in self.posted):
+            if len(self.posted) >= self.ahead and (wanted is None or wanted in self.posted):
                 return
             self.posted.add(self.expected[self.num_posted])
             self.num_posted += 1
@@ -57,7 +66,7 @@ class Occupancy:
         self.buffer = Held(buffers=message)
         self.now = self.peak = Held()
         self.states: set[tuple] = set()
-        """(counts before the action, its kind and stage) of every action."""
+        """(counts before the action and with its messages there, its kind and stage) of every action."""
         self._alive: dict[tuple[str, int], int] = {}  # how many F without B or I, and I without W, per stage
         self._begun: set[tuple[str, int]] = set()  # stages that have run their first F, and that have their gradients
         self._incoming: dict[int, _Incoming] = {}
@@ -83,7 +92,9 @@ class Occupancy:
                 for made in self._makes(action):
                     if source != self.rank and self._is_own(made.stage):
                         self._source[made] = source, at
-                        self._incoming.setdefault(source, _Incoming()).expected.append(made)
+                        self._incoming.setdefault(
+                            source, _Incoming(lookahead(self.message.activations))
+                        ).expected.append(made)
 
     def _makes(self, action: Action) -> Iterator[_Message]:
         for stage in self.schedule.outputs(action):
@@ -114,11 +125,11 @@ class Occupancy:
 
     def _run(self, action: Action) -> None:
         kind, stage = action.kind, action.stage
-        self.states.add((*self._counts(), kind, stage))
-        needed = list(self._needs(action))
+        before, needed = self._counts(), list(self._needs(action))
         for message in needed:
             if message in self._source:
                 self._receive(message)
+        self.states.add((*before, self._counts(), kind, stage))
         local = any(message not in self._source for message in needed)
         first = (("F" if kind == "F" else "gradients"), stage) not in self._begun and kind != "I"
         extra, after = self._held(action, first, local)

@@ -12,7 +12,7 @@ from ..specs import Experiment
 from ..specs.experiment import num_shards
 from .hardware import GIB
 from .memory import State
-from .occupancy import LOOKAHEAD
+from .occupancy import lookahead
 from .sizes import ModelSize, PartSize
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
@@ -57,9 +57,16 @@ def resident(
     neighbours = sum(0 <= stage < len(ranges) and stage not in own for stage in beside)
     if shards:  # hidden states from the last stage, which has a message from every shard
         neighbours += shards - 1 if last else 1
-    message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
+    message = message_bytes(experiment, size, state)
     updated = parts[:-1] if last and size.tied and 0 not in own else parts
-    return Resident(weights, copies, gradients, optimizer, LOOKAHEAD * neighbours * message, state.update(updated))
+    return Resident(
+        weights, copies, gradients, optimizer, lookahead(message) * neighbours * message, state.update(updated)
+    )
+
+
+def message_bytes(experiment: Experiment, size: ModelSize, state: State) -> int:
+    """Of one activation or gradient between stages, `[microbatch_size, seq_len, dim]`."""
+    return experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
 
 
 def overhead(used: int, on_gpu: bool) -> int:

@@ -25,8 +25,10 @@ from ..parallel.deferred import DeferredEmbedding, DeferredLinear
 from ..parallel.interpreter import Pipeline
 from ..parallel.messages import Transfer, Wire
 from ..plan.layout import Layout, lay_out
-from ..plan.memory import Held
+from ..plan.memory import Held, State
 from ..plan.occupancy import Occupancy
+from ..plan.resident import message_bytes
+from ..plan.sizes import model_size
 from ..plan.stage_cost import StageCost
 from ..specs import BF16Mixed, Experiment
 from .as_gpu import as_on_gpu
@@ -120,10 +122,11 @@ def exact(
     """
     whole = layout or lay_out(experiment)
     shorter = [] if layout else list(_shorter(experiment, whole))
-    found = []
+    found, size = [], model_size(experiment.model, experiment.seq_len)
+    message = message_bytes(experiment, size, State(experiment, on_gpu))
     for rank in ranks if ranks is not None else range(whole.schedule.num_ranks):
-        states = _states(whole, rank)
-        same = (pair for pair in shorter if _states(pair[1], rank) == states)
+        states = _states(whole, rank, message)
+        same = (pair for pair in shorter if _states(pair[1], rank, message) == states)
         found.append(run_rank(*next(same, (experiment, whole)), rank, on_gpu=on_gpu, fake=True))
         if progress is not None:
             progress(found[-1])
@@ -142,9 +145,9 @@ def _shorter(experiment: Experiment, layout: Layout) -> Iterator[tuple[Experimen
                 yield fewer, candidate
 
 
-def _states(layout: Layout, rank: int) -> set[tuple]:
+def _states(layout: Layout, rank: int, message: int) -> set[tuple]:
     nothing = StageCost(*[Held()] * len(StageCost._fields))
-    return Occupancy(layout.schedule, rank, [nothing] * layout.schedule.num_stages).states
+    return Occupancy(layout.schedule, rank, [nothing] * layout.schedule.num_stages, message).states
 
 
 def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool, fake: bool) -> ExactRank:

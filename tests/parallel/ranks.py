@@ -30,13 +30,15 @@ from forgather_dsl.models.llama import Llama  # noqa: E402
 from forgather_dsl.models.mlp import SwiGLU  # noqa: E402
 from forgather_dsl.models.norms import RMSNorm  # noqa: E402
 from forgather_dsl.models.rope import Rope  # noqa: E402
+from forgather_dsl.parallel import messages  # noqa: E402
 from forgather_dsl.parallel.group import World, join, leave, pipeline_group  # noqa: E402
 from forgather_dsl.parallel.interpreter import Pipeline  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
-from forgather_dsl.parallel.messages import LOOKAHEAD, Messages  # noqa: E402
+from forgather_dsl.parallel.messages import Messages  # noqa: E402
 from forgather_dsl.parallel.stage import Stage  # noqa: E402
 from forgather_dsl.parallel.torch_engine import TorchPipeline  # noqa: E402
 from forgather_dsl.plan.costs import uniform  # noqa: E402
+from forgather_dsl.plan.occupancy import LOOKAHEAD, lookahead  # noqa: E402
 from forgather_dsl.plan.partition import split  # noqa: E402
 from forgather_dsl.plan.schedules import (  # noqa: E402
     Action,
@@ -213,16 +215,17 @@ def alive(group):
             peaks[0] = max(peaks[0], len(received))
             return post(into, source, tag)
 
-        def count_sends(messages, *what, send=send, peaks=peaks):
-            send(messages, *what)
-            peaks[1] = max(peaks[1], sum(map(len, messages.sends.values())))
+        def count_sends(own, *what, send=send, peaks=peaks):
+            send(own, *what)
+            peaks[1] = max(peaks[1], sum(map(len, own.sends.values())))
 
         pipeline.wire.receive, Messages.send = count_receives, count_sends
+        messages.lookahead = lambda _: LOOKAHEAD  # as for large messages
         try:
             tokens, targets, documents = batch(sequences=16)
             pipeline.step(tokens, targets, documents, loss_sum, 0, 10)
         finally:
-            Messages.send = send
+            Messages.send, messages.lookahead = send, lookahead
         most[microbatches] = peaks
     # activations from F to B, and per neighbour those on their way and the one that its action has just taken
     neighbours = 2 - (group.rank in (0, group.size - 1))

@@ -126,7 +126,7 @@ def one_per_rank(rank, source, target):
     return "all"
 
 
-@given(st.sampled_from(sorted(PLACEMENTS)), st.integers(1, 4), st.integers(0, 3), st.data())
+@given(st.sampled_from(sorted(PLACEMENTS)), st.integers(1, 4), st.sampled_from((0, 1, 2, 3, 16)), st.data())
 @settings(max_examples=80, deadline=None)
 def test_a_valid_schedule_never_waits_for_ever_whatever_the_order_of_its_receives(shape, microbatches, lookahead, data):
     schedule = random_schedule(PLACEMENTS[shape], microbatches, data.draw)
