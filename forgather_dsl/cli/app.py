@@ -14,11 +14,11 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import gallery, listing, planning
+from . import converting, gallery, listing, planning
 from .arguments import Debug, Json, Settings, Smoke, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
-from .output import WRONG, complain, on_terminal, print_json, print_table
+from .output import WRONG, complain, on_terminal, print_json, print_table, say
 from .quick import QuickCommand, QuickGroup
 
 SCRIPT = "forgather_dsl"
@@ -113,7 +113,7 @@ def show(
             )
             return
         for path, text in texts.items():
-            print(f"{path} = {text}" + (f"    # {said[path]}" if said.get(path) else ""))
+            say(f"{path} = {text}" + (f"    # {said[path]}" if said.get(path) else ""))
 
     _end(work, debug)
 
@@ -188,7 +188,7 @@ def graph(
         if json or form == "json":
             print_json(as_data(found))
         else:
-            print(draw(found, form), end="")
+            say(draw(found, form), end="")
 
     _end(work, debug)
 
@@ -206,6 +206,7 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="measure the model's parts first, and plan with that")
     ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="of a run: import the user's own code that it names")] = False,
     debug: Debug = False,
 ) -> None:
     """Train. Without a target: the first experiment of the gallery."""
@@ -215,14 +216,14 @@ def run(
         from .targets import find_experiment, shrunk
 
         chosen = gallery.first_target() if target is None else target
-        experiment = find_experiment(chosen, set_ or [])
+        experiment = find_experiment(chosen, set_ or [], trust)
         from ..train.trainer import Trainer
 
         place = out if out is not None or not is_run(chosen) else chosen  # a run goes on where it is
         if smoke:
             experiment, place = shrunk(experiment, out, resume)
         options = {"resume": resume, "allow_change": allow_change, "target": chosen, "command": sys.argv}
-        Trainer(experiment, out=place, profile=profile, **options).fit()
+        Trainer(experiment, out=place, profile=profile, trust=trust, **options).fit()
 
     _end(work, debug)
 
@@ -246,7 +247,7 @@ def generate(
 
         options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k or None, "seed": seed}
         text = Run(run).generate(prompt, **options, trust=trust)
-        print_json({"text": text}) if json else print(text)
+        print_json({"text": text}) if json else say(text)
 
     _end(work, debug)
 
@@ -268,6 +269,7 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
+app.command("convert", cls=QuickCommand)(converting.convert_verb)
 
 
 def run_command(arguments: list[str]) -> int:

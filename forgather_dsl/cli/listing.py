@@ -11,6 +11,8 @@ from typing import Any
 
 from ..dsl import ConfigError, LoadError, is_mixin, missing
 from ..dsl.load import experiments_in, load_file, project_root
+from ..errors import UserError
+from ..runs.run import Run, is_run
 from . import gallery
 from .targets import printing_to_stderr
 
@@ -29,9 +31,13 @@ def default_place() -> str:
 def rows(place: str) -> list[Row]:
     """One row per experiment class, in the order of files and lines; a file that does not import is a row with `error`.
 
+    A run directory is one row, read and not imported; those below a folder are passed over with all Python in them.
+
     Raises:
         LoadError: there is no such file or folder.
     """
+    if is_run(place):
+        return [_run_row(place)]
     if os.path.isfile(place):
         chosen = [place]
     elif os.path.isdir(place):
@@ -53,6 +59,15 @@ def _rows_of(file: str) -> Iterator[Row]:
         yield _row(f"{name}:{cls.__qualname__}", cls)
 
 
+def _run_row(place: str) -> Row:
+    row: Row = {"target": place, "doc": "", "bases": [], "abstract": False, "missing": [], "error": None}
+    try:
+        kind = type(Run(place).experiment)
+        return {**row, "doc": f"a run of {kind.__name__}", "bases": [base.__name__ for base in kind.__bases__]}
+    except (ConfigError, UserError) as error:
+        return {**row, "error": str(error)}
+
+
 def _row(target: str, cls: Any) -> Row:
     root, error = cls(), None
     try:
@@ -70,6 +85,7 @@ def python_files(place: str) -> Iterator[str]:
     for folder, names, files in os.walk(place):
         keep = [n for n in names if not n.startswith(".") and n not in SKIPPED]
         keep = [n for n in keep if not os.path.exists(os.path.join(folder, n, "pyvenv.cfg"))]
+        keep = [n for n in keep if not is_run(os.path.join(folder, n))]  # a run's source is for reading, not for import
         names[:] = sorted(n for n in keep if os.path.realpath(os.path.join(folder, n)) != gallery.PACKAGE)
         for name in sorted(files):
             seen += 1

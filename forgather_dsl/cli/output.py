@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import typer
 
 from ..dsl import ConfigError
-from ..errors import UserError
+from ..errors import UserError, printable
 
 CRASHED, INTERRUPTED, WRONG = 4, 130, 2  # exit codes; UserError brings its own
 
@@ -30,12 +30,17 @@ def on_terminal() -> bool:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(printable(json.dumps(value, indent=1, ensure_ascii=False)))
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Text on stdout, which may hold what a file from anyone says."""
+    print(printable(text), end=end, flush=True)
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Rows under headers."""
-    lines = [tuple(row) for row in rows]
+    lines = [tuple(map(printable, row)) for row in rows]
     if on_terminal():
         from rich.console import Console
         from rich.table import Table
@@ -68,7 +73,7 @@ def complain(text: str, kind: str = "error") -> None:
     """`error: ...` or `warning: ...` on stderr, in colour on a terminal."""
     color = typer.colors.RED if kind == "error" else typer.colors.YELLOW
     typer.secho(f"{kind}: ", fg=color, err=True, nl=False)
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 def guarded(work: Callable[[], None], debug: bool) -> int:

@@ -7,6 +7,7 @@ import os
 from .. import __version__
 from ..runs.run import is_run
 from . import gallery, listing
+from .output import say
 
 RUNS = "runs"
 
@@ -19,18 +20,18 @@ def print_overview() -> None:
     files = [f for f in listing.python_files(place) if listing.looks_like_experiments(f)]
     targets = [f"{gallery.short(file)}:{name}" for file in files for name in listing.class_names(file)]
     runs = newest_runs()
-    print(f"forgather_dsl {__version__}")
-    print(f"experiments  {len(targets)} in {gallery.short(place)}")
-    print(f"runs         {len(runs)} in {RUNS}" + (f", the newest {runs[0]}" if runs else ""))
-    print("next")
+    say(f"forgather_dsl {__version__}")
+    say(f"experiments  {len(targets)} in {gallery.short(place)}")
+    say(f"runs         {len(runs)} in {RUNS}" + (f", the newest {runs[0]}" if runs else ""))
+    say("next")
     first = gallery.first_target()
     if runs:
-        print(f'  {prog()} generate {runs[0]} "def "')
+        say(f'  {prog()} generate {runs[0]} "def "')
     else:
-        print(f"  {prog()} run{' ' * 30}# trains {first}: a minute or two, nothing is downloaded")
-    print(f"  {prog()} ls{' ' * 31}# what each experiment is")
+        say(f"  {prog()} run{' ' * 30}# trains {first}: a minute or two, nothing is downloaded")
+    say(f"  {prog()} ls{' ' * 31}# what each experiment is")
     other = next((target for target in targets if target != first), first)
-    print(f"  {prog()} diff {first} {other}")
+    say(f"  {prog()} diff {first} {other}")
 
 
 def newest_runs() -> list[str]:

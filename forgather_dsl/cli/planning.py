@@ -12,7 +12,7 @@ import typer
 
 from ..errors import UserError
 from .arguments import Debug, Json, Settings, Smoke, Target, end
-from .output import on_terminal, print_json, print_table
+from .output import on_terminal, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..plan.planner import Plan
@@ -87,9 +87,9 @@ def _print(found: Plan, data: dict[str, Any], draw: bool) -> None:
     from ..plan.drawing import timeline_text
 
     for note in data["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     for text in (tables.headline(data), tables.verdict(data), tables.speed(data)):
-        print(text)
+        say(text)
     if draw:
         width, colored = shutil.get_terminal_size((120, 24)).columns, on_terminal()
         print()
@@ -106,7 +106,7 @@ def _print(found: Plan, data: dict[str, Any], draw: bool) -> None:
         print()
         print_table(*tables.exact_table(data))
     print()
-    print("assumed: " + "; ".join(tables.assumed(data)))
+    say("assumed: " + "; ".join(tables.assumed(data)))
 
 
 def _measure(found: Plan, data: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def _print_advice(data: dict[str, Any]) -> None:
         if number:
             print("or:")
         for line in lines:
-            print(f"    {line}")
+            say(f"    {line}")
     names = {name for lines in options for line in lines for name in re.findall(r"\b([A-Z]\w*)\(", line)}
     if names:
         print(f"with: from forgather_dsl import {', '.join(sorted(names))}")

@@ -12,17 +12,19 @@ from ..dsl import ConfigError, Lazy, LoadError, check, is_mixin, load, override
 from ..dsl.load import is_root
 from ..plan.layout import schedule_problems
 from ..runs.run import Run, is_run
+from ..train.directory import read_config
+from .output import say
 
 
-def find(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
-    """The experiment or component that `target` names, with `--set` applied.
+def find(target: str, settings: Sequence[str] = (), trust: bool = False) -> Lazy[Any]:
+    """The experiment or component that `target` names, with `--set` applied. Of a run with `trust`, its own code too.
 
     Raises:
         ConfigError: it cannot be found or imported, or a setting does not apply.
     """
     values = parse_settings(settings)
     if is_run(target):
-        return _override(Run(target).experiment, values)
+        return _override(read_config(target, trust=True) if trust else Run(target).experiment, values)
     if os.path.isdir(target):
         raise LoadError(f"{target} is a folder without config.json, so no run; write file.py:Class, or see ls {target}")
     with printing_to_stderr():
@@ -34,16 +36,16 @@ def find(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
     return _override(found, values)
 
 
-def find_checked(target: str, settings: Sequence[str] = ()) -> Lazy[Any]:
+def find_checked(target: str, settings: Sequence[str] = (), trust: bool = False) -> Lazy[Any]:
     """The same, complete and free of contradictions. Raises ConfigError with every problem."""
-    found: Any = find(target, settings)
+    found: Any = find(target, settings, trust)
     check(found, schedule_problems(found) if is_root(type(found)) else ())
     return found
 
 
-def find_experiment(target: str, settings: Sequence[str] = ()) -> Any:
+def find_experiment(target: str, settings: Sequence[str] = (), trust: bool = False) -> Any:
     """The same, to be trained. Raises ConfigError for what is no experiment."""
-    found = find_checked(target, settings)
+    found = find_checked(target, settings, trust)
     if not is_root(type(found)):
         raise ConfigError(f"{target} is a {type(found).__name__}, not an experiment; only experiments can be run")
     return found
@@ -60,7 +62,7 @@ def shrunk(experiment: Any, out: str | None, resume: str) -> tuple[Any, str]:
     small, told = smoke(experiment)
     if os.environ.get("RANK", "0") == "0":
         for line in told:
-            print(f"smoke   {line}", flush=True)
+            say(f"smoke   {line}")
     return small, choose(small, out, "never" if resume == "auto" else resume, "smoke")
 
 

@@ -82,7 +82,7 @@ def _convert(path: str) -> tokenizers.Tokenizer:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(path).backend_tokenizer
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False).backend_tokenizer
     except Exception as error:  # whatever a converter trips over
         where = f"HFTokenizer(path={path!r}): no {FILE}, and transformers cannot make one"
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error

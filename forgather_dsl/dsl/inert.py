@@ -11,9 +11,11 @@ import importlib
 import re
 import sys
 import types
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .errors import ConfigError, Untrusted
+from .graph import join, walk
 from .lazy import Lazy
 
 PACKAGE = __name__.partition(".")[0]
@@ -73,6 +75,35 @@ def _inert_class(base: Any, origin: Origin, extra: tuple[str, ...]) -> Any:
     made: Any = types.new_class(name, (base,), exec_body=lambda namespace: namespace.update(body))
     made.__line__ = origin.type, 0
     return made
+
+
+class Stranger(NamedTuple):
+    """A place that names code which was not imported."""
+
+    path: str
+    code: str
+    runs: bool  # building it would run that code; otherwise only its name is strange, for every value is written out
+
+
+def strangers(root: Any) -> Iterator[Stranger]:
+    """Every stand-in below a Lazy."""
+    for path, value, shared, _, _ in walk(root, strict=False):
+        if isinstance(value, Lazy):
+            origin = type(value).__dict__.get("__origin__")
+            if origin is not None and shared is None:
+                runs = "__build__" in type(value).__dict__
+                yield Stranger(path, (origin.target if runs else None) or origin.type, runs)
+        else:
+            yield from _named(value, path)
+
+
+def _named(value: Any, path: str) -> Iterator[Stranger]:
+    if isinstance(value, InertObject):
+        yield Stranger(path, repr(value), True)
+    elif isinstance(value, (tuple, Mapping)):
+        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if not isinstance(item, Lazy):
+                yield from _named(item, join(path, f"[{name!r}]"))
 
 
 def _refuse(self: Any, build: Any, **runtime: Any) -> Any:

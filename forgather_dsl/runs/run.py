@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from typing import Any
 
+from ..dsl.reading import read_json
 from ..errors import UserError
 from ..specs import Experiment
 
@@ -41,13 +41,15 @@ class Run:
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, machine, command and target of the last start."""
-        with open(os.path.join(self.path, "environment.json"), encoding="utf-8") as file:
-            return json.load(file)
+        found = read_json(os.path.join(self.path, "environment.json"))
+        if not isinstance(found, dict):
+            raise UserError(f"{self.path}: environment.json is not a JSON object")
+        return found
 
     @property
     def target(self) -> str:
         """What was run: `file.py:Class`."""
-        return str(self.environment["target"])
+        return str(self.environment.get("target"))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from ..errors import printable
+
 
 class Console:
     """A logger: gets every record of `metrics.jsonl` and shows what matters."""
@@ -25,7 +27,7 @@ class Console:
         if "data_fingerprint" in record:
             self._start = record
         elif "sample" in record:
-            self._print(f"sample  step {record['step']}\n{_indent(record['sample'])}")
+            self._print(printable(f"sample  step {record['step']}\n{_indent(record['sample'])}"))
         elif "eval_loss" in record:
             self._print(f"eval    step {record['step']}  {self._eval_text(record)}")
         elif "loss" in record:

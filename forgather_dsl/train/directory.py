@@ -18,6 +18,7 @@ from typing import Any
 
 from ..dsl import Difference, diff, digest, from_dict, snapshot, to_dict
 from ..dsl.load import loaded_from
+from ..dsl.reading import read_json
 from ..errors import UserError
 from ..plan import layout as layouts
 from ..plan.contract import to_dict as plan_to_dict
@@ -92,12 +93,18 @@ def read_layout(path: str) -> layouts.Layout:
 
 
 def read_config(path: str, *, trust: bool = False) -> Experiment:
-    """The experiment of a run directory. Without `trust` nothing of the directory is executed."""
+    """The experiment of a run directory. Without `trust` nothing of the directory is executed.
+
+    Raises:
+        UserError: it has none. ConfigError: `config.json` is malformed, with everything that is wrong in it.
+    """
     file = os.path.join(path, "config.json")
     if not os.path.isfile(file):
         raise UserError(f"{path} is not a run directory: it has no config.json")
-    with open(file, encoding="utf-8") as opened:
-        return from_dict(json.load(opened), trust=trust)
+    found = from_dict(read_json(file), trust=trust)
+    if not isinstance(found, Experiment):
+        raise UserError(f"{file} describes {type(found).__name__}, which is no experiment")
+    return found
 
 
 def refuse_changes(experiment: Experiment, path: str, allow_change: bool) -> list[str]:

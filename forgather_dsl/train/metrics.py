@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
+
+from ..errors import UserError
+
+MOST_LINE_BYTES = 16 * 2**20
 
 
 class MetricsFile:
@@ -31,9 +36,18 @@ class MetricsFile:
 
 
 def read(path: str) -> Iterator[dict[str, Any]]:
-    """The records of a file; a last line that a crash cut off is left out."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
+    """The records of a file; a last line that a crash cut off is left out. Raises UserError for what is no record."""
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(MOST_LINE_BYTES + 1)
+            if len(line) > MOST_LINE_BYTES:
+                raise UserError(f"{path}:{number}: longer than {MOST_LINE_BYTES:,} bytes, so no record")
+            if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{number}: not JSON: {error}") from error
+            if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
+                raise UserError(f"{path}:{number}: not a record, which is a JSON object with a step")
+            yield record

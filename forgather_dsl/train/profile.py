@@ -8,6 +8,7 @@ of norm, head and loss. Real stages of one layer each are run; ends are what a s
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -22,6 +23,7 @@ from ..models.init import initialise
 from ..parallel.deferred import WeightGradients
 from ..parallel.stage import Stage
 from ..specs import Experiment, FullRecompute
+from .trainer import TRUSTED
 
 __all__ = ["measure"]
 
@@ -115,7 +117,7 @@ def main(arguments: list[str]) -> None:
     """Measure what a `config.json` describes on this machine's first device."""
     config, out = arguments
     with open(config, encoding="utf-8") as file:
-        experiment = from_dict(json.load(file), trust=True)  # written by the process that started this one
+        experiment = from_dict(json.load(file), trust=os.environ.get(TRUSTED) == "1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     result = measure(experiment, device)

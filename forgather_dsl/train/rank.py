@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
 from ..dsl import ConfigError
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..parallel.failures import speaks_first
 from ..parallel.launch import CRASHED, end_process
 from .directory import read_config
 from .prepare import prepare
 from .session import run_session
+from .trainer import TRUSTED
 
 
 def main(arguments: list[str]) -> int:
     """Train as this rank; the exit code follows the command line's contract."""
     path, resume, *changes = arguments
     try:
-        experiment = read_config(path, trust=True)  # written by the process that launched this one
+        experiment = read_config(path, trust=os.environ.get(TRUSTED) == "1")
         run_session(experiment, path, prepare(experiment), resume=resume, changes=changes)
     except (UserError, ConfigError) as error:
         if speaks_first():  # what the ranks refuse they refuse together: one of them says why
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(printable(f"error: {error}"), file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
     except Exception:
         if speaks_first():

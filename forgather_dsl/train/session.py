@@ -137,6 +137,8 @@ class Session:
     @torch.no_grad()
     def restore(self, saved: checkpoint.Saved) -> None:
         """Go on from a verified checkpoint, whatever the number of stages that wrote it."""
+        if saved.manifest["state"].get("weights_only"):
+            return self._restore_weights(saved)
         states = {name: (parameter, state) for name, parameter, state in named_states(self.optimizer)}
         weights = {f"weights/{name}": p for name, p in self.parameters.items()}
         same = saved.manifest["state"]["optimizer"] == type(self.experiment.optimizer).__name__
@@ -160,6 +162,14 @@ class Session:
             print("warning: the data changed; it is read from its beginning", file=sys.stderr)
         self.tokens = saved.manifest["state"]["tokens"]
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
+
+    def _restore_weights(self, saved: checkpoint.Saved) -> None:
+        """Begin with the weights of a converted checkpoint, which has nothing else."""
+        weights = [f"weights/{name}" for name in self.parameters]
+        for key, tensor in saved.tensors(weights, self._slices(weights)):
+            self._set_weight(key.removeprefix("weights/"), tensor)
+        if self.ranks.rank == 0:
+            print(f"{saved.path} has weights alone: optimizer, schedule and data begin at step 0", flush=True)
 
 
 def _owner(key: str) -> str:

@@ -11,8 +11,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from ..dsl import ConfigError, check, to_dict, warnings
-from ..errors import Interrupted, UserError
+from ..dsl import ConfigError, Untrusted, check, to_dict, warnings
+from ..dsl.inert import strangers
+from ..errors import Interrupted, UserError, printable
 from ..parallel.launch import ENVIRONMENT, environment, launch
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
@@ -24,6 +25,7 @@ from . import directory
 if TYPE_CHECKING:
     from ..runs.run import Run
 
+TRUSTED = "FORGATHER_TRUST"  # "1" in processes that may import what the config.json they are given names
 RANK_OF_RUN = "FORGATHER_RUN"  # set in the ranks that a Trainer launched: the run directory
 
 
@@ -38,6 +40,7 @@ class Trainer:
         target, command: recorded in the run directory.
         profile: first measure what a microbatch takes in each part of the model on this machine, into `profile.json` of
             the run directory; a searched schedule is then made for these times.
+        trust: the experiment was read from a run directory with trust, so its ranks may import what that names.
     """
 
     def __init__(
@@ -50,10 +53,11 @@ class Trainer:
         target: str | None = None,
         command: list[str] | None = None,
         profile: bool = False,
+        trust: bool = False,
     ) -> None:
         self.experiment, self.out, self.resume = experiment, out, resume
         self.allow_change, self.target, self.command = allow_change, target, command
-        self.profile = profile
+        self.profile, self.trust = profile, trust
 
     def fit(self) -> Run:
         """Train to the end and return the run.
@@ -73,7 +77,8 @@ class Trainer:
         experiment = self.experiment
         check(experiment, schedule_problems(experiment))
         for text in warnings(experiment):
-            print(f"warning: {text}", file=sys.stderr)
+            print(printable(f"warning: {text}"), file=sys.stderr)
+        _refuse_strangers(experiment)
         world = world_size(experiment)
         _require_importable(experiment, world)
         require_fit(experiment)
@@ -83,7 +88,7 @@ class Trainer:
         prepared = prepare(experiment)
         directory.write(experiment, path, self.target, self.command)
         if self.profile:
-            experiment = _measured(experiment, path)
+            experiment = _measured(experiment, path, self._environment(path))
             directory.write(experiment, path, self.target, self.command)
         if world == 1:
             for name, value in ENVIRONMENT.items():
@@ -110,12 +115,22 @@ class Trainer:
         code = launch(
             command,
             world,
-            {RANK_OF_RUN: os.path.abspath(path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            self._environment(path),
         )
         if code == 130:
             raise Interrupted("")  # rank 0 has said what was saved
         if code:
             raise UserError(f"the ranks ended with exit code {code}; what they said stands above", exit_code=code)
+
+    def _environment(self, path: str) -> dict[str, str]:
+        """For processes that read the experiment from the run directory: what they may import, and from where."""
+        trusted = self.trust or not any(strangers(self.experiment))  # it was imported here, so it may be there
+        return {
+            RANK_OF_RUN: os.path.abspath(path),
+            TRUSTED: str(int(trusted)),
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "PYTHONSAFEPATH": "1",  # nothing from the working directory that is not on this process's path
+        }
 
     def _as_rank(self) -> Run:
         """A rank of torchrun or of a cluster."""
@@ -130,16 +145,26 @@ class Trainer:
         return Run(join_session(self.experiment, self.resume, describe))
 
 
-def _measured(experiment: Experiment, path: str) -> Experiment:
+def _measured(experiment: Experiment, path: str, more: dict[str, str]) -> Experiment:
     """The experiment, planned with seconds that a process of its own measures, in the threads that a rank has."""
     file = os.path.abspath(os.path.join(path, "profile.json"))
-    modules = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-m", "forgather_dsl.train.profile", os.path.join(path, "config.json"), file]
-    done = subprocess.run(command, env={**environment(world_size(experiment)), **os.environ, **modules})
+    done = subprocess.run(command, env={**environment(world_size(experiment)), **os.environ, **more})
     if done.returncode:
         raise UserError("the times could not be measured; what went wrong stands above", exit_code=4)
     print(f"measured what each part of the model takes: {file}")
     return measured_with(experiment, file)
+
+
+def _refuse_strangers(experiment: Experiment) -> None:
+    """An experiment that was read without trust trains only what this package has."""
+    found = [f"{s.path}: {s.code}" for s in strangers(experiment) if s.runs]
+    if found:
+        raise Untrusted(
+            "this experiment was read from a run directory and would run code that it names; pass --trust (trust=True) "
+            "if you know who wrote it:\n  " + "\n  ".join(found),
+            found,
+        )
 
 
 def _require_importable(experiment: Experiment, world: int) -> None:

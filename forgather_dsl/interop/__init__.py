@@ -1,0 +1,1 @@
+"""Weights in and out of Hugging Face's folders: `families` speaks config.json, `folder` safetensors, `convert` does both ways."""

@@ -1,0 +1,233 @@
+"""Weights between a run's checkpoint and a Hugging Face folder; all is verified before anything is written.
+
+To a folder: the checkpoint through the door that resume uses (hashes), then names, shapes and number formats against the
+model. From one: configuration against the experiment, then the same. Tensors pass one at a time, bit for bit; a folder
+is there whole or not at all. `train.checkpoint` keeps its own format: this module asks it for tensors by name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..dsl import build
+from ..errors import UserError
+from ..parallel.group import World
+from ..specs import Experiment
+from ..train import checkpoint, directory
+from ..train.agreement import Ranks
+from .families import DTYPES, differences, from_config, to_config
+from .folder import SINGLE, TYPES, Folder, Stored, new_folder, num_bytes, open_folder, write_folder
+
+SHARD_BYTES = 5 * 10**9  # as transformers cuts by default
+WEIGHTS = "weights/"  # what keys of weights begin with in a checkpoint
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_DERIVED = "rotary_emb.inv_freq"  # stored by old versions of transformers, and computed here
+_MOST_NAMED = 20  # of one kind in a message
+
+
+class Converted(NamedTuple):
+    """What was written."""
+
+    path: str
+    tensors: int
+    bytes: int
+    family: str
+
+
+def to_folder(
+    source: str,
+    out: str,
+    experiment: Experiment | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Converted:
+    """Write the weights of a run's newest checkpoint, or of a checkpoint, as a folder that transformers loads.
+
+    Args:
+        source: a run directory or a checkpoint folder.
+        experiment: what was trained; None: what the run directory says.
+        dtype: float32, bfloat16 or float16 for all tensors; None: as they are stored.
+        shard_bytes: the most that one file holds.
+
+    Raises:
+        UserError: with every tensor that is missing, unexpected or of another shape, or every option that no stock
+            class has.
+    """
+    saved, described = _opened(source)
+    experiment = described if experiment is None else experiment
+    if experiment is None:
+        raise UserError(
+            f"{source} lies in no run directory, so nothing says what model it is; add --target file.py:Class"
+        )
+    config = to_config(experiment.model, experiment.seq_len)
+    found = _stored(saved)
+    _verify(saved.path, found, _expected(experiment.model, len(found)))
+    formats = {DTYPES[entry.dtype] for entry in found.values()} if dtype is None else {dtype}
+    config["torch_dtype"] = formats.pop() if len(formats) == 1 else "float32"
+    target = None if dtype is None else getattr(torch, dtype)
+    entries = {n: e if target is None else e._replace(dtype=TYPES[target]) for n, e in found.items()}
+    entries = _in_shards(entries, shard_bytes)
+    total = sum(map(num_bytes, entries.values()))
+    _require_room(out, total)
+    write_folder(out, config, entries, _weights(saved, entries, target))
+    return Converted(out, len(entries), total, config["model_type"])
+
+
+def from_folder(
+    path: str, experiment: Experiment, out: str, target: str, command: list[str] | None = None
+) -> Converted:
+    """Write a run directory whose only checkpoint, of step 0, holds the weights of a folder; nothing else is restored.
+
+    Args:
+        path: a folder with `config.json` and safetensors.
+        experiment: what will be trained from them; its model has to be that of the folder.
+        target, command: recorded in the run directory.
+
+    Raises:
+        UserError: with every field that differs, every tensor that is missing, unexpected or of another shape.
+    """
+    folder = open_folder(path)
+    model = from_config(folder.config, os.path.join(path, "config.json"))
+    wrong = differences(model, experiment.model)
+    if wrong:
+        raise UserError(f"{target} is another model than {path}:\n  " + "\n  ".join(wrong))
+    found = _without_copies(folder, model.tie_embeddings)
+    _verify(path, found, _expected(model, len(found)))
+    total = sum(map(num_bytes, found.values()))
+    _require_room(out, total)
+    with new_folder(out) as partial:
+        directory.write(experiment, partial, target, command)
+        tensors = {WEIGHTS + name: tensor for name, tensor in folder.tensors(found)}  # mapped from the files, not read
+        state = {"weights_only": True, "tokens": 0, "seconds": 0.0, "optimizer": None, "data": None}
+        checkpoint.save(os.path.join(partial, "checkpoints"), 0, tensors, state, {}, _alone(), keep=1)
+    return Converted(out, len(found), total, str(folder.config["model_type"]))
+
+
+def _alone() -> Ranks:
+    return Ranks(World(0, 1, torch.device("cpu"), None), [])
+
+
+def _opened(source: str) -> tuple[checkpoint.Saved, Experiment | None]:
+    """The verified checkpoint, and what was trained where the run directory around it says so."""
+    if os.path.isfile(os.path.join(source, "manifest.json")):
+        wrong = checkpoint.problem(source)
+        if wrong:
+            raise UserError(f"{source}: {wrong}; take another checkpoint")
+        run = os.path.dirname(os.path.dirname(os.path.abspath(source)))
+        described = directory.read_config(run) if os.path.isfile(os.path.join(run, "config.json")) else None
+        return checkpoint.open_checkpoint(source), described
+    experiment = directory.read_config(source)
+    saved = checkpoint.newest(os.path.join(source, "checkpoints"), _alone())
+    if saved is None:
+        raise UserError(f"{source} has no checkpoint to convert; train it, or write save_every = ... for earlier ones")
+    return saved, experiment
+
+
+def _stored(saved: checkpoint.Saved) -> dict[str, Stored]:
+    """The weights of a checkpoint by parameter name, read from headers; of slices, the whole."""
+    found: dict[str, Stored] = {}
+    for name in saved.manifest["files"]:
+        slices = saved.manifest.get("slices", {}).get(name, {})
+        with safe_open(os.path.join(saved.path, name), framework="pt") as file:
+            for key in sorted(file.keys()):
+                if key.startswith(WEIGHTS):
+                    part = file.get_slice(key)
+                    shape = slices[key][0] if key in slices else part.get_shape()
+                    found[key.removeprefix(WEIGHTS)] = Stored(tuple(shape), part.get_dtype(), name)
+    return found
+
+
+def _expected(model: Any, stored: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters, tied ones once. Numbers of layers that no file holds are not built."""
+    if model.num_layers > stored:
+        raise UserError(f"{stored} tensors are stored, too few for num_layers = {model.num_layers}")
+    with torch.device("meta"):
+        built: torch.nn.Module = build(model)
+    return {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
+
+
+def _verify(where: str, found: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError with everything that is missing, unexpected, of another shape or of an unknown format."""
+    shapes = [
+        f"{name} is {list(found[name].shape)}, the model has {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    formats = [f"{name} is {entry.dtype}" for name, entry in found.items() if entry.dtype not in DTYPES]
+    problems = [
+        *_told("missing", [name for name in expected if name not in found]),
+        *_told("unexpected", [name for name in found if name not in expected]),
+        *_told("of another shape", shapes),
+        *_told(f"of another number format than {', '.join(DTYPES)}", formats),
+    ]
+    if problems:
+        raise UserError(f"{where} does not hold the weights of this model:\n  " + "\n  ".join(problems))
+
+
+def _told(what: str, names: list[str]) -> list[str]:
+    more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return [f"{len(names)} {what}: {', '.join(names[:_MOST_NAMED])}{more}"] if names else []
+
+
+def _without_copies(folder: Folder, tied: bool) -> dict[str, Stored]:
+    """What is stored, without what is computed here, and without the head of a tied model if it is the embedding again.
+
+    Raises UserError: it is not.
+    """
+    found = {name: entry for name, entry in folder.stored.items() if not name.endswith(_DERIVED)}
+    if tied and HEAD in found and EMBEDDING in found:
+        head, embedding = (dict(folder.tensors([name]))[name] for name in (HEAD, EMBEDDING))
+        if not torch.equal(head, embedding):
+            raise UserError(
+                f"{folder.path}: config.json ties the embeddings, but {HEAD} is not {EMBEDDING}; write "
+                '"tie_word_embeddings": false there if they were trained apart'
+            )
+        del found[HEAD]
+    return found
+
+
+def _in_shards(entries: Mapping[str, Stored], most: int) -> dict[str, Stored]:
+    """Each tensor with its file, in order, as many to a file as fit."""
+    shards, room = [[]], most
+    for name, entry in entries.items():
+        if num_bytes(entry) > room and shards[-1]:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= num_bytes(entry)
+    if len(shards) == 1:
+        return {name: entry._replace(file=SINGLE) for name, entry in entries.items()}
+    return {
+        name: entries[name]._replace(file=f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+        for number, names in enumerate(shards, start=1)
+        for name in names
+    }
+
+
+def _weights(
+    saved: checkpoint.Saved, entries: Mapping[str, Stored], dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    for key, tensor in saved.tensors([WEIGHTS + name for name in entries]):
+        name = key.removeprefix(WEIGHTS)
+        converted = tensor if dtype is None else tensor.to(dtype)
+        if dtype == torch.float16 and not torch.equal(converted.isfinite(), tensor.isfinite()):
+            raise UserError(f"{name} has numbers above 65504, which float16 does not have; write --dtype bfloat16")
+        yield name, converted
+
+
+def _require_room(out: str, total: int) -> None:
+    place = os.path.abspath(out)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free
+    if free < total:
+        raise UserError(
+            f"--out {out}: {total / 2**30:.2f} GiB to write, {free / 2**30:.2f} GiB free there", exit_code=4
+        )
