@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UserError
 from .arguments import Debug, Json, Settings, complete_target, end
 from .output import print_json, say
+
+if TYPE_CHECKING:
+    from ..interop.convert import Converted
 
 KINDS, DTYPES = ("hf", "checkpoint"), ("float32", "bfloat16", "float16")
 HELP = """Move weights to and from Hugging Face folders of Llama, Mistral, Qwen 2 and Qwen 3.
@@ -49,27 +52,7 @@ def convert_verb(
     """Move weights to and from Hugging Face folders."""
 
     def work() -> None:
-        if to not in KINDS:
-            raise UserError(f"--to {to!r}: write one of {', '.join(KINDS)}")
-        if dtype is not None and (dtype not in DTYPES or to != "hf"):
-            raise UserError(f"--dtype {dtype}: write one of {', '.join(DTYPES)}, with --to hf")
-        if to == "checkpoint" and target is None:
-            raise UserError(
-                "--to checkpoint needs --target file.py:Class: the experiment that will train these weights"
-            )
-        if set_ and target is None:
-            raise UserError("--set changes what --target names; add --target file.py:Class")
-        from .targets import find_experiment
-
-        experiment = find_experiment(target, set_ or []) if target is not None else None
-        from ..interop.convert import from_folder, to_folder
-
-        if experiment is not None and to == "checkpoint":
-            done = from_folder(source, experiment, out, str(target), sys.argv)
-            next_ = f"run {target} --out {out}"
-        else:
-            done = to_folder(source, out, experiment, dtype)
-            next_ = f"transformers.AutoModelForCausalLM.from_pretrained({out!r})"
+        done, next_ = _convert(source, to, out, target, set_ or [], dtype)
         if json:
             print_json(done._asdict())
         else:
@@ -80,3 +63,26 @@ def convert_verb(
 
 
 convert_verb.__doc__ = HELP
+
+
+def _convert(
+    source: str, to: str, out: str, target: str | None, settings: list[str], dtype: str | None
+) -> tuple[Converted, str]:
+    """What was written, and what can be done with it."""
+    if to not in KINDS:
+        raise UserError(f"--to {to!r}: write one of {', '.join(KINDS)}")
+    if dtype is not None and (dtype not in DTYPES or to != "hf"):
+        raise UserError(f"--dtype {dtype}: write one of {', '.join(DTYPES)}, with --to hf")
+    if to == "checkpoint" and target is None:
+        raise UserError("--to checkpoint needs --target file.py:Class: the experiment that will train these weights")
+    if settings and target is None:
+        raise UserError("--set changes what --target names; add --target file.py:Class")
+    from .targets import find_experiment
+
+    experiment = find_experiment(target, settings) if target is not None else None
+    from ..interop.convert import from_folder, to_folder
+
+    if experiment is not None and to == "checkpoint":
+        done = from_folder(source, experiment, out, str(target), sys.argv)
+        return done, f"run {target} --out {out}"
+    return to_folder(source, out, experiment, dtype), f"transformers.AutoModelForCausalLM.from_pretrained({out!r})"

@@ -25,6 +25,8 @@ def default_place() -> str:
     """`experiments` below the working directory, else the directory itself when it has any, else the gallery."""
     if os.path.isdir("experiments"):
         return "experiments"
+    if is_run("."):
+        return "."
     return "." if any(looks_like_experiments(file) for file in python_files(".")) else gallery.gallery()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..dsl import ConfigError, diff
+from ..dsl import ConfigError, check, diff
 from ..errors import UserError
 from ..specs.model import GroupedQueryAttention, Llama, Llama3Rope, NormalInit, RMSNorm, Rope, SlidingWindow, SwiGLU
 
@@ -60,9 +60,7 @@ def to_config(model: Any, max_position: int) -> dict[str, Any]:
     reasons = list(_not_stock(model))
     if reasons:
         raise UserError("no stock class of transformers computes this model:\n  " + "\n  ".join(reasons))
-    attention, rope = model.attention, model.rope
-    window = attention.window if isinstance(attention, SlidingWindow) else None
-    family = family_of(model)
+    rope, family = model.rope, family_of(model)
     config: dict[str, Any] = {"model_type": family, "architectures": [CLASSES[family]]}
     config |= {theirs: getattr(model, ours) for ours, theirs in SIZES.items()}
     config |= {
@@ -71,8 +69,8 @@ def to_config(model: Any, max_position: int) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": model.norm.eps,
         "tie_word_embeddings": model.tie_embeddings,
-        "attention_dropout": attention.dropout,
-        "initializer_range": model.init.std if isinstance(model.init, NormalInit) else 0.02,
+        "attention_dropout": model.attention.dropout,
+        "initializer_range": model.init.std if isinstance(model.init, NormalInit) else NormalInit().std,
         "rope_theta": rope.theta,
         "rope_scaling": None,
         "max_position_embeddings": max_position,
@@ -84,6 +82,14 @@ def to_config(model: Any, max_position: int) -> dict[str, Any]:
     if isinstance(rope, Llama3Rope):
         config["rope_scaling"] = {"rope_type": "llama3", **{hf: getattr(rope, ours) for ours, hf in STRETCH.items()}}
         config["max_position_embeddings"] = max(max_position, int(rope.factor * rope.original_max_position))
+    return config | _of_family(model, family)
+
+
+def _of_family(model: Any, family: str) -> dict[str, Any]:
+    """What not every family has."""
+    config: dict[str, Any] = {}
+    attention = model.attention
+    window = attention.window if isinstance(attention, SlidingWindow) else None
     if family in ("llama", "qwen3"):
         config["attention_bias"] = attention.bias
     if family == "llama":
@@ -150,9 +156,11 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> Any:
             f"{where} describes a model that this version does not compute:\n  " + "\n  ".join(read.reasons)
         )
     try:
-        return Llama(**fields)
+        found = Llama(**fields)
+        check(found)
     except ConfigError as error:
         raise UserError("\n".join(f"{where}: {problem}" for problem in error.problems)) from error
+    return found
 
 
 class _Reading:

@@ -143,7 +143,7 @@ def write_folder(
                 entry = stored[name]
                 assert (tuple(tensor.shape), TYPES.get(tensor.dtype)) == entry[:2], name
                 opened[entry.file].seek(offsets[entry.file][name])
-                opened[entry.file].write(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+                opened[entry.file].write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
                 left.remove(name)
             assert not left, left
         if files != [SINGLE]:
