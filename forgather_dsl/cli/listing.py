@@ -12,11 +12,12 @@ from typing import Any
 from ..dsl import ConfigError, LoadError, is_mixin, missing
 from ..dsl.load import experiments_in, load_file, project_root
 from ..errors import UserError
-from ..runs.run import Run, is_run
+from ..runs.run import Run
 from . import gallery
 from .targets import printing_to_stderr
 
 SKIPPED = {"__pycache__", "node_modules", "site-packages", "build", "dist", "runs"}
+RUN_MARKS = ("config.json", "snapshot.txt", "environment.json", "plan.json", "metrics.jsonl")
 MOST_FILES = 2000  # looked at below a folder
 Row = dict[str, Any]
 
@@ -25,7 +26,7 @@ def default_place() -> str:
     """`experiments` below the working directory, else the directory itself when it has any, else the gallery."""
     if os.path.isdir("experiments"):
         return "experiments"
-    if is_run("."):
+    if of_a_run("."):
         return "."
     return "." if any(looks_like_experiments(file) for file in python_files(".")) else gallery.gallery()
 
@@ -38,7 +39,7 @@ def rows(place: str) -> list[Row]:
     Raises:
         LoadError: there is no such file or folder.
     """
-    if is_run(place):
+    if of_a_run(place):
         return [_run_row(place)]
     if os.path.isfile(place):
         chosen = [place]
@@ -47,6 +48,11 @@ def rows(place: str) -> list[Row]:
     else:
         raise LoadError(f"no file or folder {place}; write a Python file or a folder of them")
     return [row for file in chosen for row in _rows_of(file)]
+
+
+def of_a_run(folder: str) -> bool:
+    """Whether a folder is a run, or calls itself one: its Python is a record, to be read and never imported."""
+    return any(os.path.lexists(os.path.join(folder, mark)) for mark in RUN_MARKS)
 
 
 def _rows_of(file: str) -> Iterator[Row]:
@@ -87,7 +93,7 @@ def python_files(place: str) -> Iterator[str]:
     for folder, names, files in os.walk(place):
         keep = [n for n in names if not n.startswith(".") and n not in SKIPPED]
         keep = [n for n in keep if not os.path.exists(os.path.join(folder, n, "pyvenv.cfg"))]
-        keep = [n for n in keep if not is_run(os.path.join(folder, n))]  # a run's source is for reading, not for import
+        keep = [n for n in keep if not of_a_run(os.path.join(folder, n))]
         names[:] = sorted(n for n in keep if os.path.realpath(os.path.join(folder, n)) != gallery.PACKAGE)
         for name in sorted(files):
             seen += 1

@@ -127,6 +127,8 @@ class LazyFactory:
         lazy = self.lazy
         while hasattr(lazy, "__choose__"):
             lazy = lazy.__choose__(context)  # type: ignore[attr-defined]
+        if not isinstance(lazy, Lazy):
+            raise ConfigError(f"{self.site}: {lazy!r} is among the choices, which must be components")
         return _build(lazy, {}, _wanted(lazy, context), self.site)
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ Refused: what is no ordinary file, more bytes than such a file ever has, text th
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from typing import Any
@@ -35,7 +36,9 @@ def read_json(path: str, most_bytes: int = MOST_BYTES) -> Any:
 def parse_json(text: bytes, where: str) -> Any:
     """JSON text as data, by the same rules. Raises LoadError."""
     try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
+        )
     except RecursionError:
         raise LoadError(f"{where}: nested too deeply to be read") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
@@ -48,6 +51,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
     return found
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:20]} is larger than a number can be")
+    return number
 
 
 def _no_constant(name: str) -> Any:

@@ -103,18 +103,30 @@ def from_dict(data: Mapping[str, Any], /, *, trust: bool = False) -> Any:
 
 
 def _measure(data: Any) -> None:
-    """Refuse nesting that would exhaust the stack, and keys that are not text."""
+    """Refuse nesting that would exhaust the stack, numbers beyond 64 bits, and text and keys that are not text."""
     waiting = [(data, 0)]
     while waiting:
         value, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise ConfigError(f"the data is nested more than {MAX_DEPTH} deep")
         if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
+            if not all(isinstance(key, str) and _is_text(key) for key in value):
                 raise ConfigError("the data has keys that are not text")
             waiting += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, (list, tuple)):
             waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError("the data has a whole number beyond 64 bits")
+        elif isinstance(value, str) and not _is_text(value):
+            raise ConfigError(f"the data has {value[:20]!r}, which is not text of Unicode")
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written at all: halves of surrogate pairs cannot."""
+    try:
+        return bool(value.isascii() or value.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _marked(value: Any) -> bool:

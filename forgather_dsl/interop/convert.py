@@ -10,26 +10,23 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from ..dsl import build
 from ..errors import UserError
 from ..parallel.group import World
 from ..specs import Experiment
 from ..train import checkpoint, directory
 from ..train.agreement import Ranks
-from .families import DTYPES, differences, from_config, to_config
-from .folder import SINGLE, TYPES, Folder, Stored, new_folder, num_bytes, open_folder, write_folder
+from ..train.weights import DTYPES, WEIGHTS, Stored, expected, require_same, stored
+from .families import differences, from_config, to_config
+from .folder import SINGLE, TYPES, Folder, new_folder, num_bytes, open_folder, write_folder
 
 SHARD_BYTES = 5 * 10**9  # as transformers cuts by default
-WEIGHTS = "weights/"  # what keys of weights begin with in a checkpoint
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DERIVED = "rotary_emb.inv_freq"  # stored by old versions of transformers, and computed here
-_MOST_NAMED = 20  # of one kind in a message
 
 
 class Converted(NamedTuple):
@@ -67,8 +64,8 @@ def to_folder(
             f"{source} lies in no run directory, so nothing says what model it is; add --target file.py:Class"
         )
     config = to_config(experiment.model, experiment.seq_len)
-    found = _stored(saved)
-    _verify(saved.path, found, _expected(experiment.model, len(found)))
+    found = stored(saved)
+    require_same(saved.path, found, expected(experiment.model, len(found)))
     formats = {DTYPES[entry.dtype] for entry in found.values()} if dtype is None else {dtype}
     config["torch_dtype"] = formats.pop() if len(formats) == 1 else "float32"
     target = None if dtype is None else getattr(torch, dtype)
@@ -99,7 +96,7 @@ def from_folder(
     if wrong:
         raise UserError(f"{target} is another model than {path}:\n  " + "\n  ".join(wrong))
     found = _without_copies(folder, model.tie_embeddings)
-    _verify(path, found, _expected(model, len(found)))
+    require_same(path, found, expected(model, len(found)))
     total = sum(map(num_bytes, found.values()))
     _require_room(out, total)
     with new_folder(out) as partial:
@@ -128,52 +125,6 @@ def _opened(source: str) -> tuple[checkpoint.Saved, Experiment | None]:
     if saved is None:
         raise UserError(f"{source} has no checkpoint to convert; train it, or write save_every = ... for earlier ones")
     return saved, experiment
-
-
-def _stored(saved: checkpoint.Saved) -> dict[str, Stored]:
-    """The weights of a checkpoint by parameter name, read from headers; of slices, the whole."""
-    found: dict[str, Stored] = {}
-    for name in saved.manifest["files"]:
-        slices = saved.manifest.get("slices", {}).get(name, {})
-        with safe_open(os.path.join(saved.path, name), framework="pt") as file:
-            for key in sorted(file.keys()):
-                if key.startswith(WEIGHTS):
-                    part = file.get_slice(key)
-                    shape = slices[key][0] if key in slices else part.get_shape()
-                    found[key.removeprefix(WEIGHTS)] = Stored(tuple(shape), part.get_dtype(), name)
-    return found
-
-
-def _expected(model: Any, stored: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters, tied ones once. Numbers of layers that no file holds are not built."""
-    if model.num_layers > stored:
-        raise UserError(f"{stored} tensors are stored, too few for num_layers = {model.num_layers}")
-    with torch.device("meta"):
-        built: torch.nn.Module = build(model)
-    return {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
-
-
-def _verify(where: str, found: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises UserError with everything that is missing, unexpected, of another shape or of an unknown format."""
-    shapes = [
-        f"{name} is {list(found[name].shape)}, the model has {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    formats = [f"{name} is {entry.dtype}" for name, entry in found.items() if entry.dtype not in DTYPES]
-    problems = [
-        *_told("missing", [name for name in expected if name not in found]),
-        *_told("unexpected", [name for name in found if name not in expected]),
-        *_told("of another shape", shapes),
-        *_told(f"of another number format than {', '.join(DTYPES)}", formats),
-    ]
-    if problems:
-        raise UserError(f"{where} does not hold the weights of this model:\n  " + "\n  ".join(problems))
-
-
-def _told(what: str, names: list[str]) -> list[str]:
-    more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return [f"{len(names)} {what}: {', '.join(names[:_MOST_NAMED])}{more}"] if names else []
 
 
 def _without_copies(folder: Folder, tied: bool) -> dict[str, Stored]:

@@ -26,7 +26,6 @@ SIZES = {
     "num_heads": "num_attention_heads",
     "ffn_dim": "intermediate_size",
 }
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as config.json spell them
 STRETCH = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",

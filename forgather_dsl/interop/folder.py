@@ -23,20 +23,13 @@ from torch import Tensor
 
 from ..dsl.reading import read_json
 from ..errors import UserError
+from ..train.weights import Stored
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MOST_INDEX_BYTES = 64 * 2**20
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 _PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt)")
-
-
-class Stored(NamedTuple):
-    """What a file says of one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors spells it
-    file: str
 
 
 class Folder(NamedTuple):

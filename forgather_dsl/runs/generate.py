@@ -15,6 +15,7 @@ from ..train import checkpoint
 from ..train.agreement import Ranks
 from ..train.prepare import check_sources
 from ..train.sampling import picker
+from ..train.weights import expected, require_same, stored
 
 
 @torch.inference_mode()
@@ -35,6 +36,8 @@ def generate(
         raise UserError(
             f"{path} has no checkpoint to generate from; train it, or write save_every = ... for earlier ones"
         )
+    found = stored(saved)
+    require_same(saved.path, found, expected(experiment.model, len(found)))
     with torch.device("meta"):
         model: torch.nn.Module = build(experiment.model)
     model.to_empty(device=device)

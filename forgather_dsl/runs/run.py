@@ -12,8 +12,8 @@ from ..specs import Experiment
 
 
 def is_run(path: str) -> bool:
-    """Whether a folder is a run directory."""
-    return os.path.isfile(os.path.join(path, "config.json"))
+    """Whether a folder is a run directory, or would be one if its config.json were a file."""
+    return os.path.lexists(os.path.join(path, "config.json"))
 
 
 class Run:

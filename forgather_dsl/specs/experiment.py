@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
 
 
+MOST_MICROBATCHES = 16_384
+
+
 def _whole_batch(self: Experiment) -> int:
     return max(1, self.batch_size // num_replicas(self))
 
@@ -53,8 +56,10 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
 
     __root__ = True
 
-    seq_len: int = attrs.field(default=256, validator=at_least(1))  # tokens
-    batch_size: int = attrs.field(default=8, validator=at_least(1))  # sequences per optimizer step, over everything
+    seq_len: int = attrs.field(default=256, validator=at_least(1, 2**30))  # tokens
+    batch_size: int = attrs.field(
+        default=8, validator=at_least(1, 2**24)
+    )  # sequences per optimizer step, over everything
     steps: int | None = attrs.field(default=None, validator=at_least(1))  # the first of steps,
     tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens
     seconds: float | None = attrs.field(default=None, validator=positive)  # and seconds to be reached ends the run
@@ -102,7 +107,9 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     def __check_batch__(self) -> Any:
         replicas = num_replicas(self)
         share, rest = divmod(self.batch_size, replicas)
-        if rest:
+        if self.microbatch_size < 1:
+            yield "microbatch_size", f"{self.microbatch_size} is no number of sequences; write 1 or more"
+        elif rest:
             fewer = f"{share * replicas} or " if share else ""
             yield (
                 "batch_size",
@@ -115,6 +122,12 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 "microbatch_size",
                 f"batch_size {self.batch_size}{each} is not a multiple of microbatch_size {self.microbatch_size}; "
                 f"write one of {divisors(share)}",
+            )
+        elif share // self.microbatch_size > MOST_MICROBATCHES:
+            yield (
+                "microbatch_size",
+                f"{share // self.microbatch_size} microbatches in a step are more than the {MOST_MICROBATCHES} that are "
+                "planned one by one; write a larger microbatch_size or a smaller batch_size",
             )
 
     def __check_stages__(self) -> Any:
@@ -158,8 +171,9 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
 
 
 def divisors(number: int) -> str:
-    """The numbers that divide `number`, for a message."""
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+    """The numbers that divide `number`, for a message: the smallest if there are many."""
+    found = [n for n in range(1, min(number, 4096) + 1) if number % n == 0]
+    return ", ".join(map(str, found[:24])) + (", ..." if len(found) > 24 or number > 4096 else "")
 
 
 def pipeline_ranks(experiment: Experiment) -> int:

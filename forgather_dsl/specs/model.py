@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from ..dsl import REQUIRED, Factory, Lazy, derived
-from .validators import at_least, fraction, positive
+from .validators import LARGEST_SIZE, at_least, base, fraction, positive
 
 if TYPE_CHECKING:
     import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
@@ -41,17 +41,25 @@ class PositionCode(Lazy[T], abstract=True, runtime=("head_dim",)):
 class Rope(PositionCode["forgather_dsl.models.rope.Rope"]):
     """Rotary position embedding (https://arxiv.org/abs/2104.09864)."""
 
-    theta: float = attrs.field(default=10_000.0, validator=positive)
+    theta: float = attrs.field(default=10_000.0, validator=base)
 
 
 class Llama3Rope(PositionCode["forgather_dsl.models.rope.Llama3Rope"]):
     """Rotary embedding with Llama 3.1's frequency scaling for long contexts."""
 
-    theta: float = attrs.field(default=500_000.0, validator=positive)
-    factor: float = attrs.field(default=8.0, validator=positive)
+    theta: float = attrs.field(default=500_000.0, validator=base)
+    factor: float = attrs.field(default=8.0, validator=at_least(1))
     low_freq_factor: float = attrs.field(default=1.0, validator=positive)
     high_freq_factor: float = attrs.field(default=4.0, validator=positive)
     original_max_position: int = attrs.field(default=8192, validator=at_least(1))
+
+    def __check__(self) -> Any:
+        if self.low_freq_factor >= self.high_freq_factor:
+            yield (
+                "low_freq_factor",
+                f"{self.low_freq_factor} leaves nothing to blend below high_freq_factor {self.high_freq_factor}; "
+                "write a smaller one (Llama 3.1 uses 1.0 and 4.0)",
+            )
 
 
 class NoRope(PositionCode["forgather_dsl.models.rope.NoRope"]):
@@ -109,9 +117,9 @@ class NormalInit(Init["forgather_dsl.models.init.NormalInit"]):
 class Model(Lazy[T], abstract=True):
     """A decoder that exposes `embed`, `layers`, `norm` and `head`, so that it can be cut into stages."""
 
-    vocab_size: int = attrs.field(default=REQUIRED, validator=at_least(1))
-    dim: int = attrs.field(default=REQUIRED, validator=at_least(1))
-    num_layers: int = attrs.field(default=REQUIRED, validator=at_least(1))
+    vocab_size: int = attrs.field(default=REQUIRED, validator=at_least(1, LARGEST_SIZE))
+    dim: int = attrs.field(default=REQUIRED, validator=at_least(1, LARGEST_SIZE))
+    num_layers: int = attrs.field(default=REQUIRED, validator=at_least(1, 1000))  # layers are planned one by one
 
 
 def _as_many_as_heads(self: Any) -> int:
@@ -131,7 +139,7 @@ def _gated_width(self: Any) -> int:
 class Llama(Model["forgather_dsl.models.llama.Llama"]):
     """The Llama family: Llama 2 and 3, Mistral, Qwen 2 and 3 by options; parameter names as in transformers."""
 
-    num_heads: int = attrs.field(default=REQUIRED, validator=at_least(1))
+    num_heads: int = attrs.field(default=REQUIRED, validator=at_least(1, 2**16))
     norm: Factory[Norm] = RMSNorm()
     attention: Factory[Attention] = GroupedQueryAttention()
     mlp: Factory[MLP] = SwiGLU()
@@ -145,6 +153,11 @@ class Llama(Model["forgather_dsl.models.llama.Llama"]):
     ffn_dim: int = derived(_gated_width)
 
     def __check__(self) -> Any:
+        sizes = {"num_kv_heads": 2**16, "head_dim": 2**14, "ffn_dim": LARGEST_SIZE}
+        wrong = {name: most for name, most in sizes.items() if not 1 <= getattr(self, name) <= most}
+        if wrong:
+            yield from ((name, f"{getattr(self, name)} is no size; write 1 to {most}") for name, most in wrong.items())
+            return
         if self.num_heads % self.num_kv_heads:
             yield "num_kv_heads", f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly"
         if self.head_dim * self.num_heads != self.dim and "head_dim" not in vars(self)["__given__"]:

@@ -38,7 +38,7 @@ class OneFOneB(Schedule["forgather_dsl.plan.schedules.one_f_one_b"]):
 class Loop(Schedule[T], abstract=True):
     """Several stages on each rank, dealt out in turn: a smaller bubble, more messages."""
 
-    chunks: int = attrs.field(default=2, validator=at_least(1))  # stages of each rank
+    chunks: int = attrs.field(default=2, validator=at_least(1, 64))  # stages of each rank
 
     def __placement__(self, ranks: int) -> tuple[int, ...]:
         """Stage s on rank s % ranks."""
@@ -106,7 +106,7 @@ class Searched(Schedule[T], abstract=True, runtime=("ranks", "microbatches", "co
 class ZeroBubble(Searched["forgather_dsl.plan.schedules.zero_bubble"]):
     """Split backward, the order found by a search (https://arxiv.org/abs/2401.10241); with two chunks in a V."""
 
-    chunks: int = attrs.field(default=1, validator=at_least(1))  # stages on each rank, down the ranks and up again
+    chunks: int = attrs.field(default=1, validator=at_least(1, 64))  # stages on each rank, down the ranks and up again
     memory_cap: int | None = attrs.field(
         default=None, validator=at_least(1)
     )  # live microbatches; None: what memory holds
@@ -139,14 +139,14 @@ class Pipeline(Parallel):
     `stages` counts the ranks of one replica: the schedule settles how many stages of the model each of them has.
     """
 
-    stages: int = attrs.field(default=2, validator=at_least(1))
+    stages: int = attrs.field(default=2, validator=at_least(1, 128))
     schedule: Schedule = OneFOneB()
     cuts: tuple[int, ...] | None = None  # layers of each stage; None: balanced by cost
     engine: str = attrs.field(
         default="own", validator=attrs.validators.in_(("own", "torch"))
     )  # what runs training steps
     spread_head: bool = False  # the output head cut by rows of the vocabulary, a shard on every rank
-    replicas: int = attrs.field(default=1, validator=at_least(1))  # copies of the model, which share the batch
+    replicas: int = attrs.field(default=1, validator=at_least(1, 4096))  # copies of the model, which share the batch
     ranks_per_gpu: int = attrs.field(default=1, validator=at_least(1))  # at most; above 1, messages go through the host
 
     post_validation: bool = False  # update before all ranks have agreed on clipping, and take it back if it was wrong

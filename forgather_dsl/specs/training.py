@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from ..dsl import Lazy
-from .validators import at_least, fraction, positive, share
+from .validators import at_least, fraction, fractions, positive, share
 
 if TYPE_CHECKING:
     import torch  # noqa: F401
@@ -27,7 +27,7 @@ class Optimizer(Lazy[T], abstract=True, runtime=("params",)):
 class AdamW(Optimizer["torch.optim.AdamW"]):
     """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = attrs.field(default=(0.9, 0.95), validator=fractions)
     eps: float = attrs.field(default=1e-8, validator=positive)
 
 
@@ -39,7 +39,7 @@ class Muon(Optimizer["forgather_dsl.train.optimizers.MuonAdamW"]):
     nesterov: bool = True
     ns_steps: int = attrs.field(default=5, validator=at_least(1))
     adamw_lr: float = attrs.field(default=3e-3, validator=positive)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = attrs.field(default=(0.9, 0.95), validator=fractions)
     eps: float = attrs.field(default=1e-8, validator=positive)
 
 

@@ -65,10 +65,45 @@ def choose(experiment: Experiment, out: str | None, resume: str, kind: str = "")
     return free
 
 
+def require_place(path: str) -> None:
+    """Raises UserError unless a run directory can be made at `path`, or is there and can be written."""
+    wrong = None
+    if not path or "\0" in path:
+        wrong = "this is no name for a folder"
+    elif os.path.lexists(path) and not os.path.isdir(path):
+        wrong = "this is a file"
+    else:
+        place = os.path.abspath(path)
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
+            wrong = f"{place} is a file"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            wrong = f"{place} cannot be written"
+    if wrong:
+        raise UserError(f"--out {path!r}: {wrong}; write a folder, new or of an earlier run")
+
+
+def require_checkpoint(resume: str) -> None:
+    """Raises UserError where `--resume` names a path that is no checkpoint. Its files are verified by the ranks."""
+    if resume in ("auto", "never") or os.path.isfile(os.path.join(resume, "manifest.json")):
+        return
+    below = os.path.join(resume, "checkpoints") if os.path.isdir(os.path.join(resume, "checkpoints")) else resume
+    inside = sorted(os.listdir(below)) if os.path.isdir(below) else []
+    steps = [name for name in inside if os.path.isfile(os.path.join(below, name, "manifest.json"))]
+    hint = os.path.join(below, steps[-1]) if steps else "RUN/checkpoints/step-00000100"
+    raise UserError(
+        f"--resume {resume!r} is no checkpoint: it has no manifest.json; write auto, never, or a folder such as {hint}"
+    )
+
+
 def write(experiment: Experiment, path: str, target: str | None, command: list[str] | None) -> None:
     """Create the directory, or bring its description up to date before a resume."""
     config = json.dumps(to_dict(experiment), indent=1) + "\n"
-    os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
+    try:
+        os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}; write a folder that can be made") from error
     _replace(os.path.join(path, "config.json"), config)
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
@@ -99,7 +134,7 @@ def read_config(path: str, *, trust: bool = False) -> Experiment:
         UserError: it has none. ConfigError: `config.json` is malformed, with everything that is wrong in it.
     """
     file = os.path.join(path, "config.json")
-    if not os.path.isfile(file):
+    if not os.path.lexists(file):
         raise UserError(f"{path} is not a run directory: it has no config.json")
     found = from_dict(read_json(file), trust=trust)
     if not isinstance(found, Experiment):

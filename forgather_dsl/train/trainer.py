@@ -102,6 +102,8 @@ class Trainer:
 
     def _directory(self) -> tuple[str, list[str]]:
         path = directory.choose(self.experiment, self.out, self.resume)
+        directory.require_place(path)
+        directory.require_checkpoint(self.resume)
         if not os.path.exists(os.path.join(path, "config.json")):
             return path, []
         if self.resume == "never":

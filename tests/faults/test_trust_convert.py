@@ -498,8 +498,8 @@ def test_a_checkpoint_of_another_model_is_not_converted(tmp_path: Path, corpus: 
         to_folder(path, str(tmp_path / "hf"), experiment(deep, corpus))
     with pytest.raises(UserError, match=r"9 of another shape"):
         to_folder(path, str(tmp_path / "hf"), experiment(wide, corpus))
-    with pytest.raises(UserError, match=r"too few for num_layers = 1000000000"):
-        to_folder(path, str(tmp_path / "hf"), experiment(replace(MODELS["llama"], num_layers=10**9), corpus))
+    with pytest.raises(UserError, match=r"too few for num_layers = 1000"):
+        to_folder(path, str(tmp_path / "hf"), experiment(replace(MODELS["llama"], num_layers=1000), corpus))
     assert left(tmp_path) == ["run"]
 
 
