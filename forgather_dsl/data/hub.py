@@ -82,6 +82,8 @@ class HF(Source):
 
         self.check()
         path, _, revision = self.path.partition("@")
+        old = int(datasets.__version__.partition(".")[0]) < 4  # later ones run no scripts at all
+        never: dict[str, Any] = {"trust_remote_code": False} if old else {}
         try:
             if self.saved():
                 dataset = datasets.load_from_disk(str(self.folder))
@@ -92,8 +94,9 @@ class HF(Source):
                 split=self.subset_split,
                 revision=revision or None,
                 streaming=self.streaming,
+                **never,
             )
-        except (OSError, ValueError, DatasetsError) as error:
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # the third for scripts, which are not run
             raise UserError(f"{self}: {type(error).__name__}: {error}") from error
         assert isinstance(dataset, datasets.Dataset | datasets.IterableDataset)  # one split was asked for
         return dataset

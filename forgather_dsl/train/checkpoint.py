@@ -210,6 +210,8 @@ def problem(path: str) -> str | None:
         for name, digest in manifest["files"].items():
             if not _FILE.fullmatch(name):
                 return f"the manifest names a file {name!r}"
+            if os.path.islink(os.path.join(path, name)):
+                return f"{name} is a link, not a file of its own"
             if _hash(os.path.join(path, name)) != digest:
                 return f"{name} does not match its hash"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

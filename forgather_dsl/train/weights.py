@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from ..dsl import build
+from ..dsl import build, check
 from ..errors import UserError
 from .checkpoint import Saved
 
@@ -44,9 +44,12 @@ def stored(saved: Saved) -> dict[str, Stored]:
 
 
 def expected(model: Any, most_layers: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters, tied ones once. Raises UserError for more layers than tensors."""
+    """Names and shapes of a model's parameters, tied ones once. Raises UserError for more layers than tensors,
+    ConfigError for sizes that make no model.
+    """
     if model.num_layers > most_layers:
         raise UserError(f"{most_layers} tensors are stored, too few for num_layers = {model.num_layers}")
+    check(model)
     with torch.device("meta"):
         built: torch.nn.Module = build(model)
     return {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}

@@ -12,12 +12,27 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from forgather_dsl import Experiment, Llama, Pipeline, TextFiles, patch
+import forgather_dsl
+from forgather_dsl import (
+    Bytes,
+    ConfigError,
+    Experiment,
+    Llama,
+    Pipeline,
+    Run,
+    TextFiles,
+    Trainer,
+    UserError,
+    patch,
+    replace,
+)
 from forgather_dsl.cli.app import run_command
 from forgather_dsl.dsl import build, to_dict
+from forgather_dsl.dsl.inert import strangers
+from forgather_dsl.dsl.load import load_file
 from forgather_dsl.parallel.group import World
-from forgather_dsl.specs import Bytes
 from forgather_dsl.train import checkpoint, directory
 from forgather_dsl.train.agreement import Ranks
 
@@ -162,6 +177,7 @@ def test_a_strangers_name_for_an_experiment_of_ours_is_harmless(stranger: Strang
     assert {name: err for name, (code, err) in every_verb().items() if code} == {}
 
 
+@pytest.mark.slow
 def test_ranks_import_nothing_that_the_launcher_did_not(
     stranger: Stranger, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,7 +228,19 @@ UNUSED = {  # what a verb does not build does not hinder it
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+SHORT = {  # of each table, what the default run tries; the slow tests try all
+    "a call as the model", "a norm of its own", "an object as a norm", "a norm without a base", "a schedule of its own",
+    "an object in a cycle", "a key twice", "nested without end", "a number of 5,000 digits", "escapes in a name", "null",
+    "layers", "width", "stages", "a pipe", "a folder",
+}  # fmt: skip
+
+
+def some_slow(names: Any) -> list[Any]:
+    """Parameters, those that are not in the short form marked as slow."""
+    return [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some_slow(HOSTILE))
 def test_what_would_run_code_is_shown_and_not_run(name: str, stranger: Stranger, every_verb: Any) -> None:
     place, node = HOSTILE[name]
     config = stranger.config()
@@ -253,7 +281,7 @@ MALFORMED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("name", some_slow(MALFORMED))
 def test_a_malformed_description_is_refused(name: str, stranger: Stranger, every_verb: Any) -> None:
     said = MALFORMED[name]
     text = (stranger.path / "config.json").read_text()
@@ -267,7 +295,7 @@ def test_a_malformed_description_is_refused(name: str, stranger: Stranger, every
 
 
 @pytest.mark.parametrize("value", [ESCAPE, "\ud800"], ids=["escapes", "half a pair"])
-@pytest.mark.parametrize("place", ["hardware", "data.separator", "data.encoding"])
+@pytest.mark.parametrize("place", ["hardware", "data.separator"])
 def test_texts_that_would_steer_a_terminal_are_written_out(
     place: str, value: str, stranger: Stranger, every_verb: Any
 ) -> None:
@@ -287,7 +315,7 @@ def test_a_description_of_100_megabytes_is_not_read(stranger: Stranger, every_ve
     assert "has 104,857,600 bytes" in every_verb()["show"][1]
 
 
-@pytest.mark.parametrize("kind", ["a pipe", "a folder", "not UTF-8", "a link to a device"])
+@pytest.mark.parametrize("kind", some_slow(["a pipe", "a folder", "not UTF-8", "a link to a device"]))
 def test_a_description_that_is_no_text_file_is_refused(kind: str, stranger: Stranger, every_verb: Any) -> None:
     file = stranger.path / "config.json"
     file.unlink()
@@ -310,6 +338,17 @@ HUGE = {
     "batch": ("batch_size", 10**12),
     "sequence": ("seq_len", 10**15),
     "steps": ("steps", 10**300),
+    "chunks": (
+        "parallel",
+        {
+            "$type": "forgather_dsl.specs.parallel:Pipeline",
+            "stages": 2,
+            "schedule": {"$type": "forgather_dsl.specs.parallel:Interleaved", "chunks": 10**9},
+        },
+    ),
+    "heads": ("model.num_heads", 2**40),
+    "heads of no size": ("model.num_kv_heads", 0),
+    "a model of petabytes": ("model.dim", 2**24),
     "stages": ("parallel", {"$type": "forgather_dsl.specs.parallel:Pipeline", "stages": 10**9}),
     "seed": ("seed", 10**300),
     "tokens": ("tokens", 10**4000),
@@ -317,7 +356,7 @@ HUGE = {
 }
 
 
-@pytest.mark.parametrize("name", HUGE)
+@pytest.mark.parametrize("name", some_slow(HUGE))
 def test_numbers_without_measure_end_no_verb_in_a_crash(
     name: str, stranger: Stranger, every_verb: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,3 +369,141 @@ def test_numbers_without_measure_end_no_verb_in_a_crash(
     where[last] = value
     stranger.write(config)
     every_verb()
+
+
+def test_ranks_are_told_whether_to_trust(
+    stranger: Stranger, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rank reads the same file as its launcher: it may import what the launcher imported, and nothing else."""
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "forgather_dsl.train.trainer.launch", lambda command, world, more: environments.append(more) or 0
+    )
+    own = Tiny(data=TextFiles(paths=(str(corpus),), held_out=0.0), parallel=Pipeline(stages=2))
+    stranger.write({**to_dict(own), "$type": f"{stranger.path}/source/evil.py:X"})
+    assert run_command(["run", "theirs"]) == 0, capsys.readouterr().err
+    Trainer(own, out="mine").fit()
+    assert [more["FORGATHER_TRUST"] for more in environments] == ["0", "1"]
+    assert {more["PYTHONSAFEPATH"] for more in environments} == {"1"}
+    assert not any(str(stranger.path) in more["PYTHONPATH"] for more in environments)
+
+
+def test_with_trust_the_users_own_code_is_imported_and_trains(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGATHER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "own_parts.py").write_text(
+        "from forgather_dsl import *\nfrom forgather_dsl.models.norms import RMSNorm as Built\n"
+        "class Mine(Built):\n    pass\n\nclass MyNorm(Norm['own_parts.Mine']):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    parts = load_file(str(tmp_path / "own_parts.py"))
+    own = Tiny(data=TextFiles(paths=(str(corpus),), held_out=0.0))
+    own = replace(own, model=replace(own.model, norm=parts.MyNorm()))
+    directory.write(own, "run", "own_parts.py:Tiny", [])
+    found = list(strangers(directory.read_config("run")))
+    assert [(s.path, s.runs) for s in found] == [("", False), ("model.norm", True)]
+    assert run_command(["run", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "pass --trust" in said
+    assert "model.norm: own_parts.Mine" in said
+    assert not os.path.exists("run/metrics.jsonl")
+    assert run_command(["generate", "run", "a", "--max-new-tokens", "1"]) == 2
+    assert run_command(["run", "run", "--trust"]) == 0, capsys.readouterr().err
+    assert run_command(["generate", "run", "a", "--max-new-tokens", "1"]) == 2
+    assert "--trust" in capsys.readouterr().err
+    assert run_command(["generate", "run", "a", "--max-new-tokens", "1", "--trust"]) == 0, capsys.readouterr().err
+
+
+BROKEN_RECORDS = {
+    "not JSON": b"{]\n",
+    "a list": b"[1]\n",
+    "a step that is no number": b'{"step": "one"}\n',
+    "not UTF-8": b'{"step": 1, "x": "\xff"}\n',
+    "nested without end": b"[" * 100_000 + b"\n",
+    "a line without end": b'{"step": 1, "x": "' + b"a" * (17 * 2**20) + b'"}\n',
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_RECORDS)
+def test_broken_metrics_name_their_line(name: str, stranger: Stranger) -> None:
+    (stranger.path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + BROKEN_RECORDS[name])
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: "):
+        _ = Run(str(stranger.path)).metrics
+
+
+def test_other_files_of_a_run_are_data_too(stranger: Stranger, every_verb: Any) -> None:
+    """What stands beside config.json is broken: no verb trips over it."""
+    for name in ("plan.json", "environment.json", "snapshot.txt", "metrics.jsonl"):
+        (stranger.path / name).write_text('{"layout": {"$type": "os:system"}, "target": "\x1b[31m"')
+    with pytest.raises(ConfigError, match=r"environment\.json is not JSON"):
+        _ = Run(str(stranger.path)).environment
+    (stranger.path / "metrics.jsonl").unlink()
+    assert {name: err for name, (code, err) in every_verb().items() if code} == {}
+
+
+def test_manifests_do_not_lead_out_of_their_folder(stranger: Stranger, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint that names files elsewhere, or whose files are links, is set aside: nothing of it is loaded."""
+    path = stranger.path / "checkpoints" / "step-00000000"
+    secret = stranger.path.parent / "secret.safetensors"
+    file = next(path.glob("*.safetensors"))
+    file.rename(secret)
+    manifest = (path / "manifest.json").read_text()
+    for name in ("../../../secret.safetensors", str(secret), "rank-0.safetensors/../../../../secret.safetensors"):
+        (path / "manifest.json").write_text(manifest.replace(file.name, name))
+        assert checkpoint.problem(str(path)) is not None
+    (path / "manifest.json").write_text(manifest)
+    file.symlink_to(secret)
+    assert checkpoint.problem(str(path)) is not None
+    assert run_command(["convert", "theirs", "--to", "hf", "--out", "hf"]) == 2
+    assert not os.path.exists("hf")
+    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "dataset", "weights"])
+def test_hugging_face_folders_that_ask_for_their_own_code_are_refused(
+    kind: str, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No prompt, no code: an error that says why. The code would leave the canary."""
+    canary, hub = tmp_path / "canary", tmp_path / "hub"
+    hub.mkdir()
+    code = f"open({str(canary)!r}, 'w').close()\n"
+    (hub / "evil.py").write_text(code)
+    (hub / "hub.py").write_text(code)  # where old versions of datasets look for a script
+    asks = {
+        "auto_map": {"AutoTokenizer": ["evil.X", "evil.X"], "AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    }
+    (hub / "tokenizer_config.json").write_text(json.dumps({**asks, "tokenizer_class": "X"}))
+    (hub / "config.json").write_text(json.dumps({**asks, "model_type": "llama"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGATHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("somebody was asked"))
+    own = Tiny(data=TextFiles(paths=(str(corpus),), held_out=0.0))
+    directory.write(own, "run", "t", [])
+    settings = {
+        "tokenizer": ["tokenizer=HFTokenizer", f"tokenizer.path={hub}", "tokenizer.vocab_size=257"],
+        "dataset": ["data=HF", f"data.path={hub}"],
+    }
+    if kind == "weights":
+        save_file({"model.norm.weight": torch.ones(16)}, hub / "model.safetensors")
+        arguments = ["convert", str(hub), "--to", "checkpoint", "--target", "run", "--out", "new"]
+    else:
+        arguments = ["run", "run", "--out", "new", *(x for s in settings[kind] for x in ("--set", s))]
+    assert run_command(arguments) == 2
+    said = capsys.readouterr().err
+    assert not canary.exists()
+    assert "should not happen" not in said
+    assert not os.path.exists("new")
+    assert ("auto_map" if kind == "weights" else str(hub)) in said
+
+
+def test_nothing_here_ever_trusts_remote_code() -> None:
+    package = Path(forgather_dsl.__file__).parent
+    found = [
+        f"{file.name}: {line.strip()}"
+        for file in package.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if "trust_remote_code" in line and "False" not in line
+    ]
+    assert not found
