@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..parallel.group import World
 from ..specs import Experiment
 from ..train import checkpoint, directory
-from ..train.agreement import Ranks
-from ..train.weights import DTYPES, WEIGHTS, Stored, expected, require_same, stored
+from ..train.weights import DTYPES, WEIGHTS, Stored, alone, expected, require_same, save_weights, stored
 from .families import differences, from_config, to_config
 from .folder import SINGLE, TYPES, Folder, new_folder, num_bytes, open_folder, write_folder
 
@@ -101,14 +99,9 @@ def from_folder(
     _require_room(out, total)
     with new_folder(out) as partial:
         directory.write(experiment, partial, target, command)
-        tensors = {WEIGHTS + name: tensor for name, tensor in folder.tensors(found)}  # mapped from the files, not read
-        state = {"weights_only": True, "tokens": 0, "seconds": 0.0, "optimizer": None, "data": None}
-        checkpoint.save(os.path.join(partial, "checkpoints"), 0, tensors, state, {}, _alone(), keep=1)
+        mapped = dict(folder.tensors(found))  # from the files, not read yet
+        save_weights(os.path.join(partial, "checkpoints"), mapped)
     return Converted(out, len(found), total, str(folder.config["model_type"]))
-
-
-def _alone() -> Ranks:
-    return Ranks(World(0, 1, torch.device("cpu"), None), [])
 
 
 def _opened(source: str) -> tuple[checkpoint.Saved, Experiment | None]:
@@ -121,7 +114,7 @@ def _opened(source: str) -> tuple[checkpoint.Saved, Experiment | None]:
         described = directory.read_config(run) if os.path.isfile(os.path.join(run, "config.json")) else None
         return checkpoint.open_checkpoint(source), described
     experiment = directory.read_config(source)
-    saved = checkpoint.newest(os.path.join(source, "checkpoints"), _alone())
+    saved = checkpoint.newest(os.path.join(source, "checkpoints"), alone())
     if saved is None:
         raise UserError(f"{source} has no checkpoint to convert; train it, or write save_every = ... for earlier ones")
     return saved, experiment

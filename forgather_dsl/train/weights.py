@@ -1,6 +1,7 @@
 """The weights of a checkpoint against a model, from headers alone: names, shapes and number formats, all problems at once.
 
-`expected` builds a model without memory, `stored` reads what a checkpoint says it holds, `require_same` compares.
+`expected` builds a model without memory, `stored` reads what a checkpoint says it holds, `require_same` compares;
+`save_weights` writes a checkpoint that has nothing else.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from ..dsl import build, check
 from ..errors import UserError
-from .checkpoint import Saved
+from ..parallel.group import World
+from .agreement import Ranks
+from .checkpoint import Saved, save
 
 WEIGHTS = "weights/"  # what keys of weights begin with in a checkpoint
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as torch spell them
@@ -41,6 +45,18 @@ def stored(saved: Saved) -> dict[str, Stored]:
                     shape = slices[key][0] if key in slices else part.get_shape()
                     found[key.removeprefix(WEIGHTS)] = Stored(tuple(shape), part.get_dtype(), name)
     return found
+
+
+def save_weights(where: str, weights: Mapping[str, Tensor]) -> str:
+    """Write a checkpoint of step 0 that has weights alone into `where`, from one process; returns its path."""
+    tensors = {WEIGHTS + name: tensor for name, tensor in weights.items()}
+    state = {"weights_only": True, "tokens": 0, "seconds": 0.0, "optimizer": None, "data": None}
+    return save(where, 0, tensors, state, {}, alone(), keep=1)
+
+
+def alone() -> Ranks:
+    """One process on the CPU, where a group of ranks is asked for."""
+    return Ranks(World(0, 1, torch.device("cpu"), None), [])
 
 
 def expected(model: Any, most_layers: int) -> dict[str, tuple[int, ...]]:

@@ -35,9 +35,8 @@ from forgather_dsl.errors import UserError
 from forgather_dsl.interop.convert import from_folder, to_folder
 from forgather_dsl.interop.families import from_config, to_config
 from forgather_dsl.models.init import tie_weights
-from forgather_dsl.parallel.group import World
 from forgather_dsl.train import checkpoint, directory
-from forgather_dsl.train.agreement import Ranks
+from forgather_dsl.train.weights import alone, save_weights
 
 SEQ = 24
 STRETCHED = Llama3Rope(theta=10_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=16)
@@ -104,17 +103,10 @@ def logits(model: Any, weights: dict[str, torch.Tensor], tokens: torch.Tensor) -
         return built.eval()(tokens)
 
 
-def alone() -> Ranks:
-    return Ranks(World(0, 1, torch.device("cpu"), None), [])
-
-
 def make_run(path: Path, model: Any, corpus: Path, weights: dict[str, torch.Tensor]) -> str:
-    """A run directory with one checkpoint of these weights, and optimizer state beside them."""
+    """A run directory with one checkpoint of these weights."""
     directory.write(experiment(model, corpus), str(path), "tiny.py:Tiny", [])
-    tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
-    tensors |= {f"optimizer/{name}/exp_avg": torch.ones_like(tensor) for name, tensor in weights.items()}
-    state = {"data": {}, "optimizer": "AdamW", "tokens": 1, "seconds": 1.0}
-    return checkpoint.save(str(path / "checkpoints"), 10, tensors, state, {}, alone(), 2)
+    return save_weights(str(path / "checkpoints"), weights)
 
 
 def tokens() -> torch.Tensor:

@@ -32,9 +32,8 @@ from forgather_dsl.cli.app import run_command
 from forgather_dsl.dsl import build, to_dict
 from forgather_dsl.dsl.inert import strangers
 from forgather_dsl.dsl.load import load_file
-from forgather_dsl.parallel.group import World
 from forgather_dsl.train import checkpoint, directory
-from forgather_dsl.train.agreement import Ranks
+from forgather_dsl.train.weights import save_weights
 
 CALL = "forgather_dsl.dsl.special:Call"
 CYCLE = "forgather_dsl.dsl.special:Cycle"
@@ -92,10 +91,8 @@ def stranger(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> A
     torch.manual_seed(0)
     with torch.device("meta"):
         model: Any = build(experiment.model)
-    tensors = {f"weights/{n}": torch.randn(p.shape) * 0.02 for n, p in model.named_parameters()}
-    state = {"weights_only": True, "data": None, "optimizer": None, "tokens": 0, "seconds": 0.0}
-    ranks = Ranks(World(0, 1, torch.device("cpu"), None), [])
-    checkpoint.save(str(path / "checkpoints"), 0, tensors, state, {}, ranks, 1)
+    weights = {n: torch.randn(p.shape) * 0.02 for n, p in model.named_parameters()}
+    save_weights(str(path / "checkpoints"), weights)
     code = f"open({str(canary)!r}, 'w').close()\nfrom forgather_dsl import *\nclass X(Experiment): ...\nclass N(RMSNorm): ...\ndef f(*a, **k): ...\n"
     (path / "source").mkdir(exist_ok=True)
     for place in ("source/evil.py", "evil.py", "source/torch.py", "source/json.py", "sitecustomize.py", "conftest.py"):
