@@ -27,7 +27,7 @@ class Saving:
 
     line: str
     saved: int  # bytes: of the rank on a card, of all ranks together on a host
-    left: int  # bytes that are needed then
+    left: int  # bytes that are needed then, without what a process takes before it trains anything
 
 
 def savings(experiment: Experiment, site: Site, rank: int, layout: Layout | None = None) -> list[Saving]:
@@ -70,4 +70,5 @@ def _saving(
 
 
 def _need(found: Estimate, site: Site, rank: int) -> int:
-    return found.ranks[rank].total if site.on_gpu else sum(memory.total for memory in site.here(found))
+    """Without what every process takes before it trains anything."""
+    return sum(m.total - m.overhead for m in ([found.ranks[rank]] if site.on_gpu else site.here(found)))
