@@ -106,11 +106,12 @@ class Guards:
 
     def _diverged(self, agreed: Agreed, loss: float) -> str:
         """Why the run stops, and how to go on. All ranks must call it."""
-        session, steps = self.session, f"{self.skipped} step{'s' if self.skipped > 1 else ''}"
+        session = self.session
+        steps = f"{self.skipped} steps in a row were skipped" if self.skipped > 1 else "it is skipped"
         bad = sorted({entry for part in session.ranks.gather(self._bad_weights()) for entry in part})
         text = (
             f"diverged: step {session.step} had loss {loss}, grad norm {agreed.grad_norm}; {self.first_bad(agreed)}; "
-            f"{steps} in a row were skipped (guard.max_skipped = {self.guard.max_skipped}), weights and optimizer are those "
+            f"{steps} (guard.max_skipped = {self.guard.max_skipped}), weights and optimizer are those "
             f"after step {session.step - self.skipped}"
         )
         if bad:

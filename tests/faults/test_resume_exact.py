@@ -28,11 +28,11 @@ def run(folder: Path, *options: str, seconds: int = 300) -> dict[str, Any]:
 def test_losses_weights_and_optimizer_are_those_of_the_uninterrupted_run(tmp_path: Path) -> None:
     found = run(tmp_path)
     assert found["cases"] == {name: [] for name in found["cases"]}
-    assert (len(found["cases"]), found["hops"]) == (3, 5)
+    assert (len(found["cases"]), found["hops"]) == (3, 4)
 
 
 @pytest.mark.slow
 def test_the_same_from_any_number_of_stages_and_schedule_into_any_other(tmp_path: Path) -> None:
     found = run(tmp_path, "--all", seconds=900)
     assert found["cases"] == {name: [] for name in found["cases"]}
-    assert (len(found["cases"]), found["hops"]) == (21, 39)
+    assert (len(found["cases"]), found["hops"]) == (21, 38)
