@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +126,9 @@ class MemoryReport:
             return ["nothing that is known here would need less; a smaller model (dim, num_layers, vocab_size) would"]
         where = f"rank {self.world.rank}" if on_gpu else "this host"
         lines = [f"to need less, in the class body (by the plan's estimate, for {where}):"]
-        return lines + [f"  {s.line:<55} # saves {_size(s.saved)}, leaves {_size(s.left)}" for s in found]
+        lines += [f"  {s.line:<55} # saves {_size(s.saved)}, leaves {_size(s.left)}" for s in found]
+        names = sorted({name for s in found for name in re.findall(r"\b([A-Z]\w*)\(", s.line)})
+        return lines + ([f"with: from forgather_dsl import {', '.join(names)}"] if names else [])
 
     def _plan(self) -> list[dict[str, Any]]:
         with open(os.path.join(self.path, "plan.json"), encoding="utf-8") as file:
