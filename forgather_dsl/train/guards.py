@@ -22,6 +22,7 @@ from .optimizers import named_states
 from .spikes import Jump, Losses
 
 if TYPE_CHECKING:
+    from ..parallel.stage import Stage
     from .report import Reporter
     from .session import Session
 
@@ -49,6 +50,9 @@ class Guards:
         self.save_waits = False  # a checkpoint was due at a step that nobody could trust
         self.losses = None if self.guard.spike is None else Losses(self.guard.spike)
         self._jump: Jump | None = None
+        self._origin: tuple[int, int, str] | None = (
+            None  # microbatch, stage, where: of this rank's first bad activation
+        )
         self.places = _places(session)
 
     @property
@@ -78,12 +82,19 @@ class Guards:
                 raise UserError(self._diverged(agreed, loss), exit_code=4)
             what = f"loss {loss:.4f}, grad norm {agreed.grad_norm:.4g}"
             self._say(f"step {self.session.step} is skipped on all ranks: {what}; {self.first_bad(agreed)}")
+        self._origin = self._origin if self.skipped else None
+        self.session.pipeline.watch = self._look if self.skipped else None  # it would slow down every other step
         if self.losses is not None:
             self._jump = self.losses.add(self.session.step, loss)
             if self._jump is not None and not self._rolls_back():
                 self._say(f"{_told(self._jump)}; {self._advice()}")
                 report.spike(self._jump)
                 self._jump = None
+
+    def _look(self, stage: Stage, microbatch: int, y: torch.Tensor) -> None:
+        """Whether a stage's output is finite, in the steps that follow a skipped one."""
+        if self._origin is None and not bool(torch.isfinite(y.detach()).all()):
+            self._origin = microbatch, stage.index, f"rank {self.session.ranks.rank}, {stage.described}"
 
     def _advice(self) -> str:
         spike = self.guard.spike
@@ -108,7 +119,9 @@ class Guards:
         """Why the run stops, and how to go on. All ranks must call it."""
         session = self.session
         steps = f"{self.skipped} steps in a row were skipped" if self.skipped > 1 else "it is skipped"
-        bad = sorted({entry for part in session.ranks.gather(self._bad_weights()) for entry in part})
+        everyone = session.ranks.gather((self._bad_weights(), self._origin))
+        bad = sorted({entry for part, _ in everyone for entry in part})
+        origins = sorted(origin for _, origin in everyone if origin is not None)
         text = (
             f"diverged: step {session.step} had loss {loss}, grad norm {agreed.grad_norm}; {self.first_bad(agreed)}; "
             f"{steps} (guard.max_skipped = {self.guard.max_skipped}), weights and optimizer are those "
@@ -117,6 +130,9 @@ class Guards:
         if bad:
             first = ", ".join(f"{name} ({where})" for _, name, where in bad[:NAMED])
             text += f", where {len(bad)} weights are not finite, the first of them {first}"
+        if origins:
+            microbatch, _, where = origins[0]
+            text += f"; in the forward pass it comes from {where}, microbatch {microbatch}"
         _finish_saving(session)
         saved = checkpoint.newest(_folder(session), session.ranks)
         if saved is None and bad:

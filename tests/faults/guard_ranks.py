@@ -46,6 +46,7 @@ from forgather_dsl.errors import Interrupted, UserError  # noqa: E402
 from forgather_dsl.parallel.execution import Execution  # noqa: E402
 from forgather_dsl.parallel.interpreter import Pipeline as Engine  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
+from forgather_dsl.parallel.stage import Stage  # noqa: E402
 from forgather_dsl.specs.experiment import world_size  # noqa: E402
 from forgather_dsl.train import directory  # noqa: E402
 from forgather_dsl.train.guards import Guards  # noqa: E402
@@ -55,7 +56,10 @@ from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
 
 SECONDS = 300
-TWO, SPLIT = Pipeline(stages=2, schedule=ZeroBubbleH1()), Pipeline(stages=2, schedule=ZeroBubbleH2(), post_validation=True)
+TWO, SPLIT = (
+    Pipeline(stages=2, schedule=ZeroBubbleH1()),
+    Pipeline(stages=2, schedule=ZeroBubbleH2(), post_validation=True),
+)
 
 
 class Small(Experiment):
@@ -84,6 +88,7 @@ SKIPS: dict[str, tuple[str, list[int], dict[str, Any]]] = {  # fault, its steps 
     "stops": ("stage 0", [3, 4, 5], {"steps": 9}),
     "stops, validated": ("stage 0", [3, 4, 5], {"steps": 9, "parallel": SPLIT}),
     "stops at once": ("loss", [0], {"steps": 3, "guard": Guard(max_skipped=1), "parallel": Single()}),
+    "stops forward": ("activation", [3, 4, 5], {"steps": 9}),
     "weights": ("weights", [2], {"steps": 9}),
 }
 JUMPS: dict[str, dict[str, Any]] = {
@@ -104,6 +109,7 @@ STEP = 0
 def inject(fault: str, steps: list[int]) -> None:
     """From now on, in these steps."""
     step, backward, weights, hand_on = Engine.step, Execution._backward, Execution._weights, Execution._hand_on
+    original = Stage.forward
 
     def stepping(engine: Any, tokens: Any, targets: Any, documents: Any, loss_fn: Any, number: int, *rest: Any) -> Any:
         global STEP
@@ -129,16 +135,18 @@ def inject(fault: str, steps: list[int]) -> None:
             poison(execution, action, "model.embed_tokens.weight", float("nan"))
 
     def handing_on(execution: Any, stage: Any, y: torch.Tensor, k: int) -> None:
-        if STEP in steps and fault == "activation" and stage.first and k == 1:
-            y.data.flatten()[0] = float("nan")
         hand_on(execution, stage, y, k)
         if STEP in steps and fault == "loss" and stage.last and k == 1:
             execution.outputs[k] = execution.outputs[k] + float("inf")
         if STEP in steps and fault == "weights" and stage.first:
             dict(stage.named_parameters())["model.layers.0.mlp.up_proj.weight"].data[0, 0] = float("nan")
 
+    def forward(stage: Stage, x: torch.Tensor, documents: Any, key: Any) -> torch.Tensor:
+        y = original(stage, x, documents, key)
+        return y * float("nan") if fault == "activation" and key[1] in steps and stage.first and key[2] == 5 else y
+
     Engine.step, Execution._backward, Execution._weights = stepping, after_backward, after_weights
-    Execution._hand_on = handing_on
+    Execution._hand_on, Stage.forward = handing_on, forward
 
 
 def digest(session: Session) -> str:
@@ -173,7 +181,7 @@ def run(one: Experiment, out: str, rank: int, resume: str = "never") -> str:
 def skips(name: str, folder: str, rank: int) -> dict[str, Any]:
     """What ended the run, and the digest of this rank's state after each step."""
     fault, steps, changes = SKIPS[name]
-    before = Engine.step, Execution._backward, Execution._weights, Execution._hand_on, Guards.judge
+    before = Engine.step, Execution._backward, Execution._weights, Execution._hand_on, Guards.judge, Stage.forward
     digests: list[str] = []
 
     def judging(guards: Guards, agreed: Any, valid: int, report: Any) -> None:
@@ -186,7 +194,7 @@ def skips(name: str, folder: str, rank: int) -> dict[str, Any]:
         one = replace(Small(data=TextFiles(paths=f"{folder}/corpus")), **changes)
         ended = run(one, str(Path(folder, name.replace(" ", "-"))), rank)
     finally:
-        Engine.step, Execution._backward, Execution._weights, Execution._hand_on, Guards.judge = before
+        Engine.step, Execution._backward, Execution._weights, Execution._hand_on, Guards.judge, Stage.forward = before
     return {"ended": ended, "digests": digests}
 
 

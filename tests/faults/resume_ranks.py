@@ -195,7 +195,9 @@ def train(name: str, kind: str, leg: Leg | None, number: int, folder: str, rank:
     finally:
         Session.said, Session.restore = said, restore
         if wrong:
-            Path(folder, f"wrong-{os.getpid()}-{number}-{name.replace(' ', '-')}.json").write_text(json.dumps([name, wrong]))
+            Path(folder, f"wrong-{os.getpid()}-{number}-{name.replace(' ', '-')}.json").write_text(
+                json.dumps([name, wrong])
+            )
 
 
 def final(path: Path) -> dict[str, str]:

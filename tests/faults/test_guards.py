@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,20 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from forgather_dsl import Bytes, ConfigError, Experiment, Guard, Llama, Spike, TextFiles, patch
+from forgather_dsl import (
+    Bytes,
+    ConfigError,
+    Experiment,
+    Guard,
+    Llama,
+    Spike,
+    TextFiles,
+    Trainer,
+    UserError,
+    load,
+    patch,
+)
+from forgather_dsl.cli.app import run_command
 from forgather_dsl.dsl import check
 from forgather_dsl.train.metrics import MetricsFile, read
 from forgather_dsl.train.spikes import Losses
@@ -127,8 +141,18 @@ def test_the_same_under_every_precision_and_loop_and_after_a_kill(tmp_path: Path
     path = tmp_path / "stops-at-once"
     assert f"the last checkpoint is {path}/checkpoints/step-00000001 (step 1)" in only["ended"]  # there was none before
     assert steps(path) == [1]
+    for rank in found["skips"]["stops forward"]:
+        assert (
+            "; in the forward pass it comes from rank 0, stage 0 of 2 (layers 0 to 2), microbatch 5;" in rank["ended"]
+        )
     for rank in found["skips"]["weights"]:
-        assert "where 1 weights are not finite, the first of them model.layers.0.mlp.up_proj.weight (rank 0" in rank["ended"]
+        assert (
+            "; in the forward pass it comes from rank 0, stage 0 of 2 (layers 0 to 2), microbatch 0;" in rank["ended"]
+        )
+        assert (
+            "where 1 weights are not finite, the first of them model.layers.0.mlp.up_proj.weight (rank 0"
+            in rank["ended"]
+        )
     assert found["killed"] == [-9, -9]
     alone = goes_back_twice(tmp_path / "jump-one")
     for name in ("again", "two", "validated", "asked-to-stop", "killed"):
@@ -193,6 +217,38 @@ def test_going_back_drops_what_was_written_since_and_keeps_earlier_rollbacks(tmp
     assert list(read(path)) == [*kept, {"step": 2, "rollback": {"number": 2}}, {"step": 3}]
     MetricsFile(path, after_step=2, rollbacks=1).close()  # resumed from a checkpoint of before the second
     assert list(read(path)) == kept
+
+
+def test_the_command_in_the_message_goes_on_from_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text("\n".join(f"line {i} of file {number}" for i in range(30)))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from forgather_dsl import *\n\n\nclass Mine(Experiment):\n"
+        "    seq_len, batch_size, steps, save_every, sampling, loggers = 16, 4, 8, 2, None, ()\n"
+        f"    tokenizer, data = Bytes(), TextFiles(paths={str(tmp_path)!r} + '/*.txt', held_out=0.2)\n"
+        "    model = patch(Llama, dim=16, num_layers=2, num_heads=2)\n"
+    )
+    out = str(tmp_path / "run")
+    calls: list[float] = []
+
+    def bad_from_the_fourth_on(loss: Any, logits: Any, targets: Any) -> Any:
+        calls.append(1)
+        return logits.sum() * (math.nan if len(calls) > 3 else 1e-6)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("forgather_dsl.train.loss.CrossEntropy.__call__", bad_from_the_fourth_on)
+        with pytest.raises(
+            UserError, match=r"diverged: step 6 .* weights and optimizer are those after step 3"
+        ) as caught:
+            Trainer(load(f"{file}:Mine")(), out=out).fit()
+    command = str(caught.value).partition("python -m forgather_dsl ")[2]
+    assert run_command(shlex.split(command)) == 0
+    assert [r["step"] for r in metrics(tmp_path / "run") if "loss" in r and "progress" in r] == [1, 8]
+    assert '"lr": 0.00015' in (tmp_path / "run" / "config.json").read_text()
+    assert [r["step"] for r in metrics(tmp_path / "run") if "data_fingerprint" in r] == [0, 2]
 
 
 def test_a_rollback_needs_checkpoints() -> None:

@@ -152,7 +152,10 @@ def test_an_allocation_that_the_system_refuses_is_explained(corpus: str, tmp_pat
         [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 4, done.stderr
-    assert "out of memory in training step 1: rank 0, stage 0 of 1 (layers 0 to 3), microbatch 0, action 0F0" in done.stdout
+    assert (
+        "out of memory in training step 1: rank 0, stage 0 of 1 (layers 0 to 3), microbatch 0, action 0F0"
+        in done.stdout
+    )
     assert "DefaultCPUAllocator: can't allocate memory" in done.stdout
     assert "this process may have addresses for" in done.stdout
     assert "  microbatch_size = 32 " in done.stdout
@@ -194,21 +197,31 @@ def test_nothing_is_suggested_that_is_set_already() -> None:
     parallel = Pipeline(stages=2, schedule=OneFOneB())
     small = replace(LARGE, recompute=FullRecompute(), optimizer=Muon(), precision=BF16(), microbatch_size=1)
     found = savings(replace(small, parallel=parallel, seq_len=127), CARDS, 0)
-    assert not [s.line for s in found if s.line.startswith(("recompute", "optimizer", "precision", "microbatch", "seq"))]
+    assert not [
+        s.line for s in found if s.line.startswith(("recompute", "optimizer", "precision", "microbatch", "seq"))
+    ]
 
 
 def test_on_a_card_the_allocator_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the allocator: rank 1 of two, before there is a session."""
-    stats = {"allocated_bytes.all.peak": 7 * GIB, "reserved_bytes.all.current": 7 * GIB, "reserved_bytes.all.peak": 7 * GIB}
+    stats = {
+        "allocated_bytes.all.peak": 7 * GIB,
+        "reserved_bytes.all.current": 7 * GIB,
+        "reserved_bytes.all.peak": 7 * GIB,
+    }
     monkeypatch.setattr("torch.cuda.memory_stats", lambda device: stats)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (GIB // 2, 8 * GIB))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a card")
     monkeypatch.setattr("forgather_dsl.plan.hardware.gpus", lambda: CARDS.cards)
     monkeypatch.setattr("forgather_dsl.train.directory.gpus", lambda: CARDS.cards)
     directory.write(LARGE, str(tmp_path), None, None)
-    with pytest.raises(UserError) as caught, MemoryReport(LARGE, str(tmp_path), World(1, 2, torch.device("cuda", 1), "nccl")):
-        with doing("adding up"), doing("innermost"):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with (
+        pytest.raises(UserError) as caught,
+        MemoryReport(LARGE, str(tmp_path), World(1, 2, torch.device("cuda", 1), "nccl")),
+        doing("adding up"),
+        doing("innermost"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     text = str(caught.value)
     assert text.startswith("out of memory innermost: rank 1: OutOfMemoryError at ")
     planned = estimate(LARGE, on_gpu=True).ranks[1]
@@ -216,7 +229,10 @@ def test_on_a_card_the_allocator_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     rest = (planned.activations + planned.buffers + planned.loss) / GIB
     assert re.search(rf"activations, buffers, loss +{rest:.2f} GiB +7.00 GiB", text)
     assert re.search(rf"in all at the peak +{(planned.total - planned.overhead) / GIB:.2f} GiB +7.00 GiB", text)
-    assert "a card: 8.00 GiB, of which this process has reserved 7.00 GiB (at most 7.00 GiB), its context and other" in text
+    assert (
+        "a card: 8.00 GiB, of which this process has reserved 7.00 GiB (at most 7.00 GiB), its context and other"
+        in text
+    )
     assert "other processes 0.50 GiB" in text
     assert "to need less, in the class body (by the plan's estimate, for rank 1):" in text
     assert text.count("  # saves ") == 3

@@ -110,7 +110,9 @@ def test_what_makes_it_another_run_is_refused_and_may_be_allowed(
     assert caught.value.exit_code == 2
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{path} holds a run of another configuration:"
-    assert any(line.startswith(f"  {said.partition(';')[0]}") and line.endswith(said.partition(';')[2]) for line in lines)
+    assert any(
+        line.startswith(f"  {said.partition(';')[0]}") and line.endswith(said.partition(";")[2]) for line in lines
+    )
     assert "--resume never" in lines[-1]
     assert "--allow-change" in lines[-1]
     assert any(line.startswith(said.partition(";")[0]) for line in refuse_changes(changed(), path, True))
