@@ -122,6 +122,7 @@ def test_weights_gradients_and_state_are_counted_as_they_are(
         assert float(planned) == pytest.approx(4 * copies * parameters / 2**20, abs=0.06), kind
 
 
+@pytest.mark.slow
 def test_an_allocation_that_the_system_refuses_is_explained(corpus: str, tmp_path: Path) -> None:
     """A process with a limit on its addresses, a batch that goes beyond it: nothing is pretended."""
     script = f"""
@@ -241,3 +242,64 @@ def test_on_a_card_the_allocator_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
 def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(KeyError), MemoryReport(LARGE, str(tmp_path), World(0, 1, torch.device("cpu"), None)):
         raise KeyError("x")
+
+
+PARTS = """
+import os
+import torch
+from forgather_dsl import Norm
+
+class Grows(torch.nn.Module):
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.ones(dim)), 0
+
+    def reset_parameters(self):
+        torch.nn.init.ones_(self.weight)
+
+    def forward(self, x):
+        self.calls += torch.is_grad_enabled() and os.environ["RANK"] == "1"
+        if self.calls == 8:  # in step 2, microbatch 3
+            torch.empty(1 << 60)
+        return x * self.weight
+
+class Growing(Norm[Grows]):
+    pass
+"""
+LAUNCHED = """
+from forgather_dsl import *
+from parts import Growing
+
+class Mine(Experiment):
+    seq_len, batch_size, microbatch_size, sampling, steps, loggers = 32, 8, 2, None, 3, ()
+    data = TextFiles(paths={corpus!r}, held_out=0.2)
+    tokenizer = Bytes()
+    model = patch(Llama, dim=32, num_layers=2, num_heads=2, norm=Growing())
+    parallel = Pipeline(stages=2)
+
+if __name__ == "__main__":
+    Trainer(Mine(), out="run").fit()
+"""
+
+
+@pytest.mark.slow
+def test_of_launched_ranks_the_one_without_memory_says_it_all_and_what_every_rank_had_taken(
+    corpus: str, tmp_path: Path
+) -> None:
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "script.py").write_text(LAUNCHED.format(corpus=corpus))
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    said = done.stderr.partition("Traceback")[0].strip()
+    where = "rank 1, stage 1 of 2 (layer 1), microbatch 3, action 1F3: RuntimeError at "
+    assert said.startswith(f"error: out of memory in training step 2: {where}{tmp_path / 'parts.py'}:17: "), said
+    assert said.count("error:") == 1
+    assert "  peaks up to step 1:" in said
+    for rank in (0, 1):
+        assert re.search(
+            rf"^    rank {rank} \(stage {rank}\): planned [\d.]+ [GM]iB, there [\d.]+ [GM]iB$", said, re.MULTILINE
+        )
+    assert "to need less, in the class body" in said
