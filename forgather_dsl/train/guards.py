@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,15 +140,18 @@ class Guards:
             return f"{text}; no checkpoint was saved before; lower optimizer.lr or lengthen lr_schedule.warmup"
         if saved is None:  # else all would be lost; and never in place of one that is known to be good
             self.skipped = 0  # who goes on from here starts to count again
-            where, step = session.save(), session.step
+            where = session.save()
             _finish_saving(session)
+            text += (
+                f"; no checkpoint was saved before, so these weights are, {where} (start anew if they are the cause)"
+            )
         else:
-            where, step = saved.path, saved.step
-        lr = float(f"{session.experiment.optimizer.lr / 2:.3g}")
+            where = saved.path
+            text += f"; the last checkpoint is {where} (step {saved.step})"
+        lr, run, resume = session.experiment.optimizer.lr / 2, shlex.quote(session.path), shlex.quote(where)
         return (
-            f"{text}; the last checkpoint is {where} (step {step}). Lower the learning rate, lengthen lr_schedule.warmup or "
-            f"check the data, then: python -m forgather_dsl run {session.path} --resume {where} --allow-change "
-            f"--set optimizer.lr={lr:g}"
+            f"{text}; lower optimizer.lr, lengthen lr_schedule.warmup or check the data, then: python -m forgather_dsl run "
+            f"{run} --resume {resume} --allow-change --set optimizer.lr={lr:.3g}"
         )
 
     def _bad_weights(self) -> list[tuple[tuple[int, int], str, str]]:

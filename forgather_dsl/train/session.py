@@ -164,7 +164,8 @@ class Session:
             print("warning: the data changed; it is read from its beginning", file=sys.stderr)
         self.tokens = saved.manifest["state"]["tokens"]
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
-        self.guards.load_state_dict(saved.manifest["state"]["guards"])
+        if "guards" in saved.manifest["state"]:  # not in one that was made of other weights
+            self.guards.load_state_dict(saved.manifest["state"]["guards"])
 
 
 def _owner(key: str) -> str:
