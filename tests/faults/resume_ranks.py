@@ -65,7 +65,7 @@ class Hard(Experiment):
     """Everything that could depend on the layout or on where a run was cut."""
 
     seq_len, batch_size, microbatch_size, steps, log_every, save_every = 16, 8, 1, STEPS, 1, LEG
-    sampling, loggers, isolate_documents, clip_norm = None, (), True, 0.5
+    sampling, loggers, eval_data, isolate_documents, clip_norm = None, (), None, True, 0.5
     tokenizer, optimizer, recompute = Bytes(), Muon(), FullRecompute()
     model = patch(Llama, dim=16, num_layers=8, num_heads=2, dropout=0.1, tie_embeddings=True)
 
@@ -205,7 +205,7 @@ def final(path: Path) -> dict[str, str]:
     out: dict[str, str] = {}
     for line in (path / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        for key in ("loss", "grad_norm", "eval_loss"):
+        for key in ("loss", "grad_norm"):
             if key in record:
                 name = f"{key} of step {record['step']}"
                 out[name] = float(record[key]).hex() + (" twice" if name in out else "")
