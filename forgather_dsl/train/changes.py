@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 from ..dsl import Difference, build, diff
@@ -111,8 +112,8 @@ def _progress(experiment: Experiment, at: dict[str, float]) -> float:
 def _reached(path: str) -> dict[str, Any] | None:
     """Steps, tokens and seconds of the newest checkpoint; None when there is none that can be read."""
     folder = os.path.join(path, "checkpoints")
-    names = sorted(name for name in os.listdir(folder) if name.startswith("step-")) if os.path.isdir(folder) else []
-    for name in reversed(names):
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    for name in sorted((name for name in names if re.fullmatch(r"step-\d{8,}(-\d+)?", name)), reverse=True):
         try:
             with open(os.path.join(folder, name, "manifest.json"), encoding="utf-8") as file:
                 manifest = json.load(file)

@@ -191,8 +191,8 @@ class Guards:
         _finish_saving(session)
         later: list[str] = []
         if session.ranks.rank == 0:
-            found = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{8}", name)]
-            later = [os.path.join(folder, name) for name in found if int(name[5:]) >= step]
+            found = [named for name in os.listdir(folder) if (named := re.fullmatch(r"step-(\d{8,})(-\d+)?", name))]
+            later = [os.path.join(folder, named[0]) for named in found if int(named[1]) >= step]
         for path in later:
             os.rename(path, path + ".left")
         session.ranks.gather(None)
