@@ -21,26 +21,18 @@ from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.actions import Action
 
-__all__ = ["ActionFailed", "PeerLost", "failed", "speaks_first"]
+__all__ = ["ActionFailed", "PeerLost", "failed", "out_of_memory", "raised", "speaks_first"]
 
-MEMORY_ADVICE = (
-    "; to need less memory there: recompute=FullRecompute(), a smaller microbatch_size, or fewer layers on this stage "
-    "(parallel.cuts)"
-)
+_NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")  # of CUDA, of the CPU's allocator, of cuBLAS
 
 
 class ActionFailed(UserError):
     """An action raised `error`."""
 
     def __init__(self, part: Stage | HeadShard, action: Action, error: Exception) -> None:
-        text = str(error) or "(without a message)"
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            text += MEMORY_ADVICE
-        super().__init__(
-            f"rank {_number()}, {part.described}, microbatch {action.microbatch}, "
-            f"action {action}: {type(error).__name__} at {_line(error)}: {text}",
-            exit_code=4,
-        )
+        self.error = error
+        where = f"rank {_number()}, {part.described}, microbatch {action.microbatch}, action {action}"
+        super().__init__(f"{where}: {raised(error)}", exit_code=4)
 
 
 class PeerLost(UserError):
@@ -54,6 +46,20 @@ class PeerLost(UserError):
     def within(self, doing: str) -> PeerLost:
         """The same, said more exactly."""
         return PeerLost(self.peer, doing, self.error)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what an action raised, says that there was no memory left."""
+    cause = error.error if isinstance(error, ActionFailed) else error
+    if isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(cause, RuntimeError) and any(text in str(cause) for text in _NO_MEMORY)
+
+
+def raised(error: Exception) -> str:
+    """An error for a message: its kind, its line, its text."""
+    text = str(error).strip() or "(without a message)"
+    return f"{type(error).__name__} at {_line(error)}: {text}"
 
 
 def speaks_first() -> bool:

@@ -91,6 +91,8 @@ class Pipeline:
             )
         self.last_rank = schedule.placement[-1]
         self._last_step: Ran | None = None
+        self.watch: Callable[[Stage, int, torch.Tensor], None] | None = None
+        """Called with a stage, the microbatch and the stage's output after each forward of a training step."""
         self._routes: dict[int, tuple[Schedule, Route]] = {}  # by the id of the schedule
         one = next(iter(self.stages.values()))
         self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
@@ -204,6 +206,8 @@ class Pipeline:
             rows = slice(k * size, (k + 1) * size)
             ids = None if documents is None else documents[rows].to(stage.device)
             y = stage.forward(x, ids, (self.seed, step, first + k))
+            if self.watch is not None and torch.is_grad_enabled():
+                self.watch(stage, k, y)
             return loss_fn(y, targets[rows].to(stage.device)) if stage.last and self.shard is None else y
 
         return forward

@@ -14,6 +14,7 @@ from .data import (
     TrainedBPE,
 )
 from .experiment import Experiment
+from .guard import Guard, Spike
 from .logging import Checkpoints, Console, Logger, Sampling
 from .model import (
     GELUMLP,
@@ -93,6 +94,7 @@ __all__ = [
     "FullRecompute",
     "GPipe",
     "GroupedQueryAttention",
+    "Guard",
     "HFTokenizer",
     "Init",
     "Interleaved",
@@ -127,6 +129,7 @@ __all__ = [
     "Single",
     "SlidingWindow",
     "Source",
+    "Spike",
     "Stdlib",
     "SwiGLU",
     "TextFiles",

@@ -8,6 +8,7 @@ import attrs
 
 from ..dsl import Lazy, derived, replace
 from .data import Source, Stdlib, Tokenizer, TrainedBPE
+from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling
 from .model import Llama, Model
 from .parallel import Parallel, Pipeline, Single, described, placement
@@ -80,6 +81,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     sample_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: before and after
     sampling: Sampling | None = Sampling()
     checkpoints: Checkpoints = Checkpoints()
+    guard: Guard = Guard()
     loggers: tuple[Logger, ...] = (Console(),)
 
     microbatch_size: int = derived(_whole_batch)  # sequences per forward pass; also on one process, so that sums agree
@@ -102,6 +104,8 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 f"{self.model.vocab_size} is smaller than the tokenizer's {self.tokenizer.vocab_size}; "
                 f"write vocab_size={self.tokenizer.vocab_size}, or patch(Llama, ...) to keep what the base passes down",
             )
+        if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
+            yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
         yield from self.__check_stages__()
 
     def __check_batch__(self) -> Any:

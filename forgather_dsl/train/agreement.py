@@ -41,6 +41,8 @@ class Agreed(NamedTuple):
     stop: bool  # some rank was asked to stop
     memory: list[int]  # peak bytes per rank
     bubble: float  # mean share that ranks waited of the step, which lasts until all ranks have finished
+    bad_gradients: tuple[str, ...] = ()  # names of parameters whose gradient is not finite
+    bad_losses: tuple[int, ...] = ()  # ranks whose part of the loss is not finite
 
     @property
     def finite(self) -> bool:
@@ -102,12 +104,15 @@ class Ranks:
 
     def _agreed(self, vector: Tensor) -> Agreed:
         tail, numbers = len(self.names), vector.tolist()
-        norm = math.sqrt(sum(numbers[:tail]))
+        squares = numbers[:tail]
+        norm = math.sqrt(sum(squares))
         seconds, stops, all_busy, *rest = numbers[tail:]
         losses, memories, spans = (rest[i : i + self.world] for i in range(0, 3 * self.world, self.world))
         longest = max(spans)
         bubble = max(0.0, 1 - all_busy / (self.world * longest)) if longest else 0.0
-        return Agreed(sum(losses), norm, seconds, stops > 0, [int(n) for n in memories], bubble)
+        lost = tuple(rank for rank, loss in enumerate(losses) if not math.isfinite(loss))
+        bad = () if math.isfinite(norm) else tuple(n for n, s in zip(self.names, squares) if not math.isfinite(s))
+        return Agreed(sum(losses), norm, seconds, stops > 0, [int(n) for n in memories], bubble, bad, lost)
 
 
 class Exchange(NamedTuple):

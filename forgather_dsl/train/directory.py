@@ -1,7 +1,7 @@
 """The run directory: everything that report, diff, generate and resume need, in plain files.
 
-`config.json`, `snapshot.txt`, `plan.json`, `source/`, `environment.json`, `metrics.jsonl`, `checkpoints/`. Opening one again with another
-configuration is refused, except for fields that do not change what is learned.
+`config.json`, `snapshot.txt`, `plan.json`, `source/`, `environment.json`, `metrics.jsonl`, `checkpoints/`. What may change when
+one is opened again: `changes`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from importlib import metadata
 from typing import Any
 
-from ..dsl import Difference, diff, digest, from_dict, snapshot, to_dict
+from ..dsl import digest, from_dict, snapshot, to_dict
 from ..dsl.load import loaded_from
 from ..dsl.reading import read_json
 from ..errors import UserError
@@ -27,18 +27,6 @@ from ..plan.planner import Plan, predict
 from ..plan.profile import Profile, own_profile
 from ..specs import Experiment
 
-FREE = (
-    "parallel",
-    "recompute",
-    "hardware",
-    "loggers",
-    "checkpoints",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "sample_every",
-)
-STOPS = ("steps", "tokens", "seconds")
 PACKAGES = (
     "forgather_dsl",
     "torch",
@@ -140,34 +128,6 @@ def read_config(path: str, *, trust: bool = False) -> Experiment:
     if not isinstance(found, Experiment):
         raise UserError(f"{file} describes {type(found).__name__}, which is no experiment")
     return found
-
-
-def refuse_changes(experiment: Experiment, path: str, allow_change: bool) -> list[str]:
-    """Compare with the configuration of an earlier start. Returns one line for each allowed change.
-
-    Raises:
-        UserError: something changed that would make the run another one, and `allow_change` was not given.
-    """
-    changes = diff(read_config(path), experiment)
-    lines, refused = [], []
-    for change in changes:
-        text = f"{change.path}: {change.left} -> {change.right}"
-        (lines if _may_change(change) or allow_change else refused).append(text)
-    if refused:
-        raise UserError(
-            f"{path} holds a run of another configuration:\n  " + "\n  ".join(refused) + "\n"
-            "write --resume never to start a new run, --out for another directory, or --allow-change to go on with the change"
-        )
-    return lines
-
-
-def _may_change(change: Difference) -> bool:
-    head = change.path.split(".")[0].split("[")[0]
-    if head in STOPS:
-        return change.right == "None" or (
-            change.left not in (None, "None") and float(change.right or 0) >= float(change.left or 0)
-        )
-    return head in FREE
 
 
 def sources(experiment: Experiment) -> list[str]:

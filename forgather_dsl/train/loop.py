@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted
 from ..parallel.replicas import sum_gradients
 from ..specs import Pipeline
+from .agreement import Agreed
 from .batches import tensors
 from .checkpoint import Saved
 from .evaluate import evaluate, write_sample
 from .gradients import clip
+from .memory_report import doing
 from .report import Reporter
 from .session import Session
 from .stopping import StopRequest
-
-MAX_SKIPPED = 5  # steps in a row that are not finite before the run gives up
 
 
 def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
@@ -21,7 +21,7 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint is saved.
-        UserError: loss or gradients were not finite for `MAX_SKIPPED` steps in a row (exit code 4).
+        UserError: loss or gradients were not finite for `guard.max_skipped` steps in a row (exit code 4).
     """
     from .post_validation import post_validated
 
@@ -32,31 +32,42 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
         return
     with Reporter(session, resumed, changes) as report, StopRequest() as request:
         if session.step == 0 and experiment.sampling is not None:
-            report.sample(write_sample(session))
+            _sample(session, report)
         if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
             post_validated(session, report, request)
         while progress(session, seconds) < 1:
-            batch = session.loader.next_batch()
-            valid = batch.num_valid
-            lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
-            tokens, targets, documents = tensors(batch)
-            loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
-            sum_gradients(session.parameters, session.mesh)
-            agreed = session.ranks.agree(session.gradients(), session.said(loss, request.asked))
-            if agreed.finite:
-                clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)
-                session.optimizer.step()
-            for parameter in session.parameters.values():
-                parameter.grad = None
-            session.step, session.tokens, seconds = session.step + 1, session.tokens + valid, agreed.seconds
-            skip_guard(session, agreed.finite, agreed.loss_sum / valid, agreed.grad_norm)
-            done = progress(session, seconds)
-            report.step(agreed, valid, lr, done)
-            if done < 1:
-                at_intervals(session, report)
-                if agreed.stop:
-                    raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+            agreed, done = one_step(session, report, request, seconds)
+            seconds = agreed.seconds
+            if session.guards.roll_back(report) or done >= 1:
+                continue
+            at_intervals(session, report)
+            if agreed.stop:
+                raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
         finish(session, report)
+
+
+def one_step(session: Session, report: Reporter, request: StopRequest, seconds: float) -> tuple[Agreed, float]:
+    """Train on one batch, or skip it; what all ranks know of the step, and how far the run is. `seconds` are those so far."""
+    batch = session.loader.next_batch()
+    valid = batch.num_valid
+    lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
+    tokens, targets, documents = tensors(batch)
+    with doing(f"in training step {session.step + 1}"):
+        loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
+        sum_gradients(session.parameters, session.mesh)
+    agreed = session.ranks.agree(session.gradients(), session.said(loss, request.asked))
+    session.peaks = agreed.memory
+    if agreed.finite:
+        with doing(f"updating the weights in step {session.step + 1}"):
+            clip(list(session.parameters.values()), agreed.grad_norm, session.experiment.clip_norm)
+            session.optimizer.step()
+    for parameter in session.parameters.values():
+        parameter.grad = None
+    session.step, session.tokens = session.step + 1, session.tokens + valid
+    done = progress(session, agreed.seconds)
+    report.step(agreed, valid, lr, done)
+    session.guards.judge(agreed, valid, report)
+    return agreed, done
 
 
 def progress(session: Session, seconds: float, ahead: int = 0) -> float:
@@ -83,33 +94,36 @@ def set_learning_rate(session: Session, at: float) -> float:
     return session.optimizer.param_groups[0]["lr"]
 
 
-def skip_guard(session: Session, finite: bool, loss: float, norm: float) -> None:
-    """Count steps that were skipped on all ranks because some number was not finite."""
-    session.skipped = 0 if finite else session.skipped + 1
-    if session.skipped >= MAX_SKIPPED:
-        raise UserError(
-            f"diverged: loss {loss}, grad norm {norm} for {MAX_SKIPPED} steps up to {session.step}; lower optimizer.lr, "
-            "lengthen lr_schedule.warmup, or check the data",
-            exit_code=4,
-        )
-
-
 def at_intervals(session: Session, report: Reporter) -> None:
     """What is due after this step, the last one apart."""
     e = session.experiment
     if e.eval_every and session.step % e.eval_every == 0 and session.held_out is not None:
-        report.evaluation(evaluate(session))
+        _evaluate(session, report)
     if e.sample_every and session.step % e.sample_every == 0 and e.sampling is not None:
-        report.sample(write_sample(session))
-    if e.save_every and session.step % e.save_every == 0:
-        session.save()
+        _sample(session, report)
+    if e.save_every and (session.step % e.save_every == 0 or session.guards.save_waits):
+        session.guards.save_waits = session.guards.unsure
+        if not session.guards.save_waits:
+            with doing("saving a checkpoint"):
+                session.save()
 
 
 def finish(session: Session, report: Reporter) -> None:
     """The end of a run: evaluation, a sample, the last checkpoint."""
     if session.held_out is not None:
-        report.evaluation(evaluate(session))
+        _evaluate(session, report)
     if session.experiment.sampling is not None:
-        report.sample(write_sample(session))
-    session.save()
+        _sample(session, report)
+    with doing("saving a checkpoint"):
+        session.save()
     report.end()
+
+
+def _evaluate(session: Session, report: Reporter) -> None:
+    with doing("evaluating on the held-out text"):
+        report.evaluation(evaluate(session))
+
+
+def _sample(session: Session, report: Reporter) -> None:
+    with doing("writing a sample"):
+        report.sample(write_sample(session))

@@ -71,6 +71,11 @@ class ExactMaster:
         """The torch optimizers that hold the state."""
         return getattr(self.inner, "parts", [self.inner])
 
+    @property
+    def extra_bytes(self) -> int:
+        """Of the halves that the parameters lack, beside the optimizer's state."""
+        return sum(entry.lower.nbytes for entry in self._entries.values())
+
     @torch.no_grad()
     def step(self) -> None:
         """One update of every parameter that has a gradient; one fp32 copy of a parameter at a time."""

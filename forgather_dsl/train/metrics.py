@@ -14,16 +14,21 @@ MOST_LINE_BYTES = 16 * 2**20
 
 
 class MetricsFile:
-    """Appends records; opened at a step, it drops the lines after it (a resumed run writes them again)."""
+    """Appends records; opened at a step, it drops the lines after it (a resumed run writes them again), and of the records of
+    rollbacks, which bear the step that the run went back to, those after the first `rollbacks`.
+    """
 
-    def __init__(self, path: str, *, after_step: int | None = None) -> None:
+    def __init__(self, path: str, *, after_step: int | None = None, rollbacks: int = 0) -> None:
+        self._path = path
         if after_step is not None and os.path.exists(path):
-            kept = [record for record in read(path) if record.get("step", 0) <= after_step]
-            partial = path + ".partial"
-            with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in kept)
-            os.replace(partial, path)
+            _drop(path, after_step, rollbacks)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by close()
+
+    def go_back(self, step: int, rollbacks: int) -> None:
+        """Drop what was written after a step, but for the records of earlier rollbacks."""
+        self._file.close()
+        _drop(self._path, step, rollbacks)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 closed by close()
 
     def log(self, record: dict[str, Any]) -> None:
         """Write one record."""
@@ -33,6 +38,15 @@ class MetricsFile:
     def close(self) -> None:
         """Nothing is written after this."""
         self._file.close()
+
+
+def _drop(path: str, after_step: int, rollbacks: int) -> None:
+    kept = [record for record in read(path) if record.get("step", 0) <= after_step]
+    kept = [record for record in kept if record.get("rollback", {}).get("number", 0) <= rollbacks]
+    partial = path + ".partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+    os.replace(partial, path)
 
 
 def read(path: str) -> Iterator[dict[str, Any]]:

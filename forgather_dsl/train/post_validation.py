@@ -17,8 +17,9 @@ from ..parallel.replicas import sum_gradients
 from .agreement import Agreed
 from .batches import tensors
 from .gradients import clip
-from .loop import at_intervals, progress, set_learning_rate, skip_guard
+from .loop import at_intervals, progress, set_learning_rate
 from .master import ExactMaster
+from .memory_report import doing
 from .optimizers import named_states
 from .report import Reporter
 from .session import Session
@@ -37,8 +38,9 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
         valid = batch.num_valid
         done = progress(session, 0.0, ahead=valid)
         tokens, targets, documents = tensors(batch)
-        loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid, update)
-        sum_gradients(session.parameters, session.mesh)
+        with doing(f"in training step {session.step + 1}"):
+            loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid, update)
+            sum_gradients(session.parameters, session.mesh)
         stop = update is not None and update.agreed is not None and update.agreed.stop
         lr = set_learning_rate(session, done)
         session.step, session.tokens = session.step + 1, session.tokens + valid
@@ -48,15 +50,17 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
             continue
         stop = update.agree().stop or stop
         update = None
-        if done < 1:
+        if not session.guards.roll_back(report) and done < 1:
             at_intervals(session, report)
             if stop:
                 raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
 
 
 def _due(session: Session) -> bool:
-    """Whether something has to see the right weights after this step."""
-    e = session.experiment
+    """Whether something has to see the right weights after this step, or the run may go back after it."""
+    e, guards = session.experiment, session.guards
+    if guards.save_waits or guards.needs_agreement:
+        return True
     return any(every and session.step % every == 0 for every in (e.eval_every, e.sample_every, e.save_every))
 
 
@@ -79,8 +83,9 @@ class Update:
     def guess(self) -> None:
         """Update as if nothing had to be clipped or skipped; wait if this rank's part alone says otherwise."""
         if self._plain(self.exchange.own):
-            self.backup = Backup(self.session)
-            self.session.optimizer.step()
+            with doing(f"updating the weights in step {self.session.step}"):
+                self.backup = Backup(self.session)
+                self.session.optimizer.step()
         else:
             self._exactly()
 
@@ -111,16 +116,18 @@ class Update:
     def _exactly(self) -> None:
         agreed = self._wait()
         if agreed.finite:
-            clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
-            self.session.optimizer.step()
+            with doing(f"updating the weights in step {self.session.step}"):
+                clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
+                self.session.optimizer.step()
 
     def _settle(self) -> Agreed:
         agreed = self._wait()
         self.backup = None
         for parameter in self.session.parameters.values():
             parameter.grad = None
-        skip_guard(self.session, agreed.finite, agreed.loss_sum / self.valid, agreed.grad_norm)
+        self.session.peaks = agreed.memory
         self.report.step(agreed, self.valid, self.lr, progress(self.session, 0.0))
+        self.session.guards.judge(agreed, self.valid, self.report)
         return agreed
 
 

@@ -17,6 +17,7 @@ from .evaluate import Evaluation
 from .flops import peak, per_token
 from .metrics import MetricsFile
 from .session import Session
+from .spikes import Jump
 
 
 class Reporter:
@@ -31,7 +32,8 @@ class Reporter:
             print(banner(session, self.num_parameters, resumed, changes), flush=True)
             metrics = os.path.join(session.path, "metrics.jsonl")
             loggers = [build(logger) for logger in session.experiment.loggers]
-            self._sinks = [MetricsFile(metrics, after_step=session.step if resumed else -1), *loggers]
+            after, rollbacks = session.step if resumed else -1, session.guards.rollbacks
+            self._sinks = [MetricsFile(metrics, after_step=after, rollbacks=rollbacks), *loggers]
 
     def __enter__(self) -> Reporter:
         prepared, e = self.session.prepared, self.session.experiment
@@ -58,10 +60,10 @@ class Reporter:
             sink.log(record)
 
     def step(self, agreed: Agreed, valid: int, lr: float, progress: float) -> None:
-        """One optimizer step; a record every `log_every`, and of the first and last."""
+        """One optimizer step; a record every `log_every`, of the first and last, and of every one that was skipped."""
         session, e = self.session, self.session.experiment
         self._steps, self._tokens = self._steps + 1, self._tokens + valid
-        if session.step % e.log_every and session.step != 1 and progress < 1:
+        if session.step % e.log_every and session.step != 1 and progress < 1 and agreed.finite:
             return
         spent = max(1e-9, time.monotonic() - self._since)
         rate = self._tokens / spent
@@ -78,7 +80,7 @@ class Reporter:
             "progress": progress,
         }
         if not agreed.finite:
-            record["skipped"] = True
+            record |= {"skipped": True, "why": session.guards.first_bad(agreed)}
         if session.ranks.world > 1:
             record["bubble"] = agreed.bubble
         self._log(record)
@@ -102,6 +104,20 @@ class Reporter:
         self._log({"step": self.session.step, "sample": text})
         self._since = time.monotonic()
 
+    def spike(self, jump: Jump) -> None:
+        """A loss that jumped, and the run went on."""
+        self._log({"step": self.session.step, "spike": _facts(jump)})
+
+    def rolled_back(self, jump: Jump, number: int, data: dict[str, Any]) -> None:
+        """A loss that jumped, and the run went back to the step where it is now, for the `number`th time: what was recorded
+        since is dropped. `data`: the positions of the loader between which nothing is learned from.
+        """
+        for sink in self._sinks:
+            if isinstance(sink, MetricsFile):
+                sink.go_back(self.session.step, number - 1)
+        self._log({"step": self.session.step, "rollback": {"number": number, **_facts(jump), "data": data}})
+        self._steps, self._tokens, self._since = 0, 0, time.monotonic()
+
     def end(self) -> None:
         """Where it is, and what to do with it."""
         sinks, self._sinks = self._sinks, []
@@ -109,6 +125,16 @@ class Reporter:
             sink.close()
         if self.session.ranks.rank == 0:
             print(next_commands(self.session.path, self.session.experiment), flush=True)
+
+
+def _facts(jump: Jump) -> dict[str, Any]:
+    return {
+        "since": jump.since,
+        "at": jump.step,
+        "loss": jump.loss,
+        "usual": jump.usual,
+        "deviations": jump.height,
+    }
 
 
 def banner(session: Session, num_parameters: int, resumed: Saved | None, changes: list[str]) -> str:

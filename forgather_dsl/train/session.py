@@ -30,7 +30,9 @@ from . import checkpoint
 from .agreement import Ranks, Said
 from .assembly import make_model, make_optimizer, make_shard, make_stage
 from .directory import read_layout
+from .guards import Guards
 from .master import ExactMaster
+from .memory_report import MemoryReport, doing
 from .optimizers import named_states
 from .prepare import Prepared, prepare
 
@@ -55,7 +57,8 @@ class Session:
         self.step = 0  # optimizer steps done
         self.tokens = 0  # trained on
         self.seconds = 0.0  # of training, over all starts
-        self.skipped = 0  # steps in a row that were not finite
+        self.peaks: list[int] = []  # bytes per rank, as of the last step
+        self.guards = Guards(self)
         self._since = time.monotonic()
 
     def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
@@ -106,6 +109,7 @@ class Session:
         }
         kind = type(self.experiment.optimizer).__name__
         state = {"data": data, "optimizer": kind, "tokens": self.tokens, "seconds": self.elapsed()}
+        state["guards"] = self.guards.state_dict()
         folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
         return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep, self._slices(tensors))
 
@@ -162,6 +166,8 @@ class Session:
             print("warning: the data changed; it is read from its beginning", file=sys.stderr)
         self.tokens = saved.manifest["state"]["tokens"]
         self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
+        if "guards" in saved.manifest["state"]:  # not in one that was made of other weights
+            self.guards.load_state_dict(saved.manifest["state"]["guards"])
 
     def _restore_weights(self, saved: checkpoint.Saved) -> None:
         """Begin with the weights of a converted checkpoint, which has nothing else."""
@@ -255,11 +261,14 @@ def _train(
 
     np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
     torch.manual_seed(experiment.seed)
-    session = Session(experiment, path, prepared, world)
-    saved = _checkpoint(session, resume)
-    if saved is not None:
-        session.restore(saved)
-    train(session, resumed=saved, changes=changes)
+    with MemoryReport(experiment, path, world) as report:
+        with doing("building its part of the model"):
+            report.session = session = Session(experiment, path, prepared, world)
+        with doing("restoring a checkpoint"):
+            saved = _checkpoint(session, resume)
+            if saved is not None:
+                session.restore(saved)
+        train(session, resumed=saved, changes=changes)
 
 
 def _checkpoint(session: Session, resume: str) -> checkpoint.Saved | None:

@@ -21,6 +21,7 @@ from ..plan.profile import measured_with
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
+from .changes import refuse_changes
 
 if TYPE_CHECKING:
     from ..runs.run import Run
@@ -110,7 +111,7 @@ class Trainer:
             raise UserError(
                 f"{path} holds a run already; leave out --resume never to go on with it, or choose another --out"
             )
-        return path, directory.refuse_changes(self.experiment, path, self.allow_change)
+        return path, refuse_changes(self.experiment, path, self.allow_change)
 
     def _launch(self, path: str, world: int, changes: list[str]) -> None:
         command = [sys.executable, "-m", "forgather_dsl.train.rank", path, self.resume, *changes]

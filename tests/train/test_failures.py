@@ -110,10 +110,10 @@ def test_one_process_says_the_same(small: Any, tmp_path: Path) -> None:
             trainer.fit()
     assert caught.value.exit_code == 4
     assert str(caught.value).startswith(
-        "rank 0, stage 0 of 1 (layers 0 to 3), microbatch 0, action 0F0: OutOfMemoryError"
+        "out of memory in training step 1: rank 0, stage 0 of 1 (layers 0 to 3), microbatch 0, action 0F0: OutOfMemoryError"
     )
     assert f"{__file__}:" in str(caught.value)
-    assert "recompute=FullRecompute()" in str(caught.value)
+    assert "recompute = FullRecompute()" in str(caught.value)
 
 
 def test_of_ranks_that_fail_together_one_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

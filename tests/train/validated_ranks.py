@@ -28,6 +28,7 @@ from forgather_dsl import (  # noqa: E402
     Bytes,
     Experiment,
     FullRecompute,
+    Guard,
     Llama,
     Loss,
     Muon,
@@ -53,7 +54,7 @@ class Sometimes(Loss["small_runs.SometimesInfinite"]):
 
 class Small(Experiment):
     seq_len, batch_size, microbatch_size, steps, log_every, eval_every = 16, 8, 1, 8, 1, 5
-    sampling, loggers, isolate_documents = None, (), True
+    sampling, loggers, isolate_documents, guard = None, (), True, Guard(max_skipped=8)
     tokenizer = Bytes()
     model = patch(Llama, dim=16, num_layers=8, num_heads=2, dropout=0.1)
 
