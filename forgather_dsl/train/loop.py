@@ -45,17 +45,18 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
             agreed = session.ranks.agree(session.gradients(), session.said(loss, request.asked))
             if agreed.finite:
                 clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)
-                session.optimizer.step()
+                session.update()
             for parameter in session.parameters.values():
                 parameter.grad = None
             session.step, session.tokens, seconds = session.step + 1, session.tokens + valid, agreed.seconds
             skip_guard(session, agreed.finite, agreed.loss_sum / valid, agreed.grad_norm)
             done = progress(session, seconds)
             report.step(agreed, valid, lr, done)
+            session.saver.heed(agreed.saved)
             if done < 1:
                 at_intervals(session, report)
                 if agreed.stop:
-                    raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+                    raise Interrupted(f"interrupted at step {session.step}; saved {session.save(wait=True)}")
         finish(session, report)
 
 
@@ -111,5 +112,5 @@ def finish(session: Session, report: Reporter) -> None:
         report.evaluation(evaluate(session))
     if session.experiment.sampling is not None:
         report.sample(write_sample(session))
-    session.save()
+    session.save(wait=True)
     report.end()

@@ -51,7 +51,7 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
         if done < 1:
             at_intervals(session, report)
             if stop:
-                raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+                raise Interrupted(f"interrupted at step {session.step}; saved {session.save(wait=True)}")
 
 
 def _due(session: Session) -> bool:
@@ -80,7 +80,7 @@ class Update:
         """Update as if nothing had to be clipped or skipped; wait if this rank's part alone says otherwise."""
         if self._plain(self.exchange.own):
             self.backup = Backup(self.session)
-            self.session.optimizer.step()
+            self.session.update()
         else:
             self._exactly()
 
@@ -112,7 +112,7 @@ class Update:
         agreed = self._wait()
         if agreed.finite:
             clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
-            self.session.optimizer.step()
+            self.session.update()
 
     def _settle(self) -> Agreed:
         agreed = self._wait()
@@ -121,6 +121,7 @@ class Update:
             parameter.grad = None
         skip_guard(self.session, agreed.finite, agreed.loss_sum / self.valid, agreed.grad_norm)
         self.report.step(agreed, self.valid, self.lr, progress(self.session, 0.0))
+        self.session.saver.heed(agreed.saved)
         return agreed
 
 
