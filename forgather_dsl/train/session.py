@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import random
 import resource
 import sys
 import time
@@ -216,6 +217,7 @@ def _train(
 ) -> None:
     from .loop import train
 
+    random.seed(experiment.seed)
     np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
     torch.manual_seed(experiment.seed)
     session = Session(experiment, path, prepared, world)

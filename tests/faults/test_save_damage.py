@@ -122,7 +122,10 @@ def test_a_manifest_names_no_files_elsewhere(tmp_path: Path) -> None:
 
 def test_tensors_stored_twice_or_outside_or_of_other_shapes_are_refused_before_any_is_read(tmp_path: Path) -> None:
     path = two_ranks(tmp_path, 1)
-    assert json.loads((path / "manifest.json").read_bytes())["slices"]["rank-1.safetensors"]["weights/head"][1] == [2, 0]
+    assert json.loads((path / "manifest.json").read_bytes())["slices"]["rank-1.safetensors"]["weights/head"][1] == [
+        2,
+        0,
+    ]
     first = ("weights/layer0.0", "weights/head")
     for offset, why in (([0, 0], "weights/head is stored twice"), ([3, 0], "is outside of")):
         slices = {f"rank-{r}.safetensors": {"weights/head": [[4, 3], at]} for r, at in enumerate(([0, 0], offset))}

@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,8 @@ def killed_at_random(folder: Path, times: int, seed: int) -> None:
             os.pwrite(log, bytes(8), 0)
         before = int.from_bytes(os.pread(log, 8, 0), "little")
         ends = socket.socketpair()
-        children = [
-            forked(lambda rank=rank, end=end, first=number + 1: train(where, Wired(rank, end), first, same_step, log))
-            for rank, end in enumerate(ends)
-        ]
+        about = (number + 1, same_step, log)
+        children = [forked(partial(train, where, Wired(rank, end), *about)) for rank, end in enumerate(ends)]
         for end in ends:
             end.close()
         while os.pread(log, 8, 0) == before.to_bytes(8, "little"):
