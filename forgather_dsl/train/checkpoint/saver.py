@@ -112,7 +112,6 @@ class Saver:
     def settle(self, seconds: float) -> None:
         """When training has failed: let a save under way end. Other ranks need not take part."""
         if self._writing is not None:
-            self.before_update()
             self._writing.over.wait(seconds)
 
     def _join(self) -> tuple[str | None, bool]:
