@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import converting, gallery, listing, planning
+from . import converting, gallery, listing, planning, saved
 from .arguments import Debug, Json, Settings, Smoke, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
@@ -270,6 +270,7 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
 app.command("convert", cls=QuickCommand)(converting.convert_verb)
+app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)
 
 
 def run_command(arguments: list[str]) -> int:

@@ -44,7 +44,10 @@ def generate(
     if getattr(model, "tied", False):
         model.head.weight = model.embed.weight  # type: ignore[union-attr]
     parameters = dict(model.named_parameters())
-    for key, tensor in saved.tensors(f"weights/{name}" for name in parameters):
+    shapes = {f"weights/{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
+    if (wrong := saved.problem(shapes, {})) is not None:
+        raise UserError(wrong)
+    for key, tensor in saved.tensors(shapes):
         parameters[key.removeprefix("weights/")].copy_(tensor)
     model.eval()
     _, _, memo = check_sources(experiment)

@@ -33,6 +33,9 @@ class Sampling(Lazy[Any]):
 
 
 class Checkpoints(Lazy[Any]):
-    """Which checkpoints stay on disk."""
+    """Which checkpoints stay on disk, and how they are written."""
 
     keep_last: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+    keep_every: int | None = attrs.field(default=None, validator=at_least(1))  # steps: every n-th stays for ever
+    keep_best: int = attrs.field(default=0, validator=attrs.validators.ge(0))  # by eval loss, of those just evaluated
+    background: bool = True  # training goes on while they are written

@@ -30,6 +30,7 @@ class Said(NamedTuple):
     memory: int = 0  # peak bytes
     busy: float = 0.0  # seconds in actions,
     span: float = 0.0  # and of the whole schedule on this rank
+    saved: int = 0  # how a save in the background ended (checkpoint/saver.py); rank 0's counts
 
 
 class Agreed(NamedTuple):
@@ -40,6 +41,7 @@ class Agreed(NamedTuple):
     seconds: float  # since the start, by rank 0's clock
     stop: bool  # some rank was asked to stop
     memory: list[int]  # peak bytes per rank
+    saved: int  # how a save in the background ended
     bubble: float  # mean share that ranks waited of the step, which lasts until all ranks have finished
     bad_gradients: tuple[str, ...] = ()  # names of parameters whose gradient is not finite
     bad_losses: tuple[int, ...] = ()  # ranks whose part of the loss is not finite
@@ -85,7 +87,7 @@ class Ranks:
     def start(self, gradients: Mapping[str, Tensor | None], said: Said) -> Exchange:
         """`agree` without waiting for the others."""
         tail = len(self.names)
-        vector = torch.zeros(tail + 3 + 3 * self.world, dtype=torch.float64)
+        vector = torch.zeros(tail + 4 + 3 * self.world, dtype=torch.float64)
         squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None and self.first}
         if squares:
             values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
@@ -93,8 +95,9 @@ class Ranks:
         vector[tail] = said.seconds if self.rank == 0 else 0.0
         vector[tail + 1] = float(said.stop)
         vector[tail + 2] = said.busy
+        vector[tail + 3] = said.saved if self.rank == 0 else 0
         for part, mine in enumerate((said.loss_sum or 0.0, said.memory, said.span)):  # a place for each rank
-            vector[tail + 3 + part * self.world + self.rank] = mine
+            vector[tail + 4 + part * self.world + self.rank] = mine
         own, work = self._agreed(vector), None
         if self.world > 1:
             vector = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
@@ -106,13 +109,14 @@ class Ranks:
         tail, numbers = len(self.names), vector.tolist()
         squares = numbers[:tail]
         norm = math.sqrt(sum(squares))
-        seconds, stops, all_busy, *rest = numbers[tail:]
+        seconds, stops, all_busy, saved, *rest = numbers[tail:]
         losses, memories, spans = (rest[i : i + self.world] for i in range(0, 3 * self.world, self.world))
         longest = max(spans)
         bubble = max(0.0, 1 - all_busy / (self.world * longest)) if longest else 0.0
         lost = tuple(rank for rank, loss in enumerate(losses) if not math.isfinite(loss))
         bad = () if math.isfinite(norm) else tuple(n for n, s in zip(self.names, squares) if not math.isfinite(s))
-        return Agreed(sum(losses), norm, seconds, stops > 0, [int(n) for n in memories], bubble, bad, lost)
+        peaks = [int(n) for n in memories]
+        return Agreed(sum(losses), norm, seconds, stops > 0, peaks, int(saved), bubble, bad, lost)
 
 
 class Exchange(NamedTuple):

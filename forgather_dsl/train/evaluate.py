@@ -35,6 +35,7 @@ def evaluate(session: Session) -> Evaluation:
         total += loss or 0.0
         valid += batch.num_valid
     nats = session.ranks.total(total)
+    session.evaluated = (session.step, nats / valid)
     return Evaluation(nats / valid, nats / math.log(2) / session.held_out.tokens.num_bytes)
 
 

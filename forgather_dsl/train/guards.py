@@ -134,14 +134,13 @@ class Guards:
         if origins:
             microbatch, _, where = origins[0]
             text += f"; in the forward pass it comes from {where}, microbatch {microbatch}"
-        _finish_saving(session)
+        session.finish_saving()
         saved = checkpoint.newest(_folder(session), session.ranks)
         if saved is None and bad:
             return f"{text}; no checkpoint was saved before; lower optimizer.lr or lengthen lr_schedule.warmup"
         if saved is None:  # else all would be lost; and never in place of one that is known to be good
             self.skipped = 0  # who goes on from here starts to count again
-            where = session.save()
-            _finish_saving(session)
+            where = session.save(wait=True)
             text += (
                 f"; no checkpoint was saved before, so these weights are, {where} (start anew if they are the cause)"
             )
@@ -176,7 +175,7 @@ class Guards:
         session.restore(saved)
         gap = {"from": session.loader.state_dict(), "to": data}
         session.loader.load_state_dict(data)
-        session.seconds = seconds
+        session.count_seconds_from(seconds)
         self.rollbacks, self.left_out = count + 1, [*left_out, gap]
         self._say(
             f"{_told(jump)}; back to step {saved.step} ({saved.path}), without the {jump.step - saved.step} batches since "
@@ -188,7 +187,7 @@ class Guards:
     def _before(self, step: int) -> checkpoint.Saved | None:
         """The newest checkpoint from before `step`; later ones, which a signal may have asked for, are set aside."""
         session, folder = self.session, _folder(self.session)
-        _finish_saving(session)
+        session.finish_saving()
         later: list[str] = []
         if session.ranks.rank == 0:
             found = [named for name in os.listdir(folder) if (named := re.fullmatch(r"step-(\d{8,})(-\d+)?", name))]
@@ -234,11 +233,6 @@ def _told(jump: Jump) -> str:
 
 def _folder(session: Session) -> str:
     return os.path.join(session.path, "checkpoints")
-
-
-def _finish_saving(session: Session) -> None:
-    """Until what is written in the background is there."""
-    getattr(session, "finish_saving", lambda: None)()
 
 
 def _places(session: Session) -> dict[str, list[Place]]:

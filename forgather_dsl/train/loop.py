@@ -42,7 +42,7 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
                 continue
             at_intervals(session, report)
             if agreed.stop:
-                raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+                raise Interrupted(f"interrupted at step {session.step}; saved {session.save(wait=True)}")
         finish(session, report)
 
 
@@ -60,12 +60,13 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     if agreed.finite:
         with doing(f"updating the weights in step {session.step + 1}"):
             clip(list(session.parameters.values()), agreed.grad_norm, session.experiment.clip_norm)
-            session.optimizer.step()
+            session.update()
     for parameter in session.parameters.values():
         parameter.grad = None
     session.step, session.tokens = session.step + 1, session.tokens + valid
     done = progress(session, agreed.seconds)
     report.step(agreed, valid, lr, done)
+    session.saver.heed(agreed.saved)
     session.guards.judge(agreed, valid, report)
     return agreed, done
 
@@ -115,7 +116,7 @@ def finish(session: Session, report: Reporter) -> None:
     if session.experiment.sampling is not None:
         _sample(session, report)
     with doing("saving a checkpoint"):
-        session.save()
+        session.save(wait=True)
     report.end()
 
 

@@ -90,9 +90,14 @@ class ExactMaster:
             entry.shadow.data = entry.empty
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 master) of every parameter: a new tensor each, for a checkpoint."""
+        """(name, fp32 master) of every parameter: a new tensor each."""
         for name, entry in self._entries.items():
             yield name, join(entry.parameter.detach(), entry.lower)
+
+    def master(self, name: str) -> Tensor | None:
+        """The fp32 master of a parameter, a new tensor; None for one that is not trained."""
+        entry = self._entries.get(name)
+        return None if entry is None else join(entry.parameter.detach(), entry.lower)
 
     @torch.no_grad()
     def set_master(self, name: str, master: Tensor) -> None:

@@ -53,7 +53,7 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
         if not session.guards.roll_back(report) and done < 1:
             at_intervals(session, report)
             if stop:
-                raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+                raise Interrupted(f"interrupted at step {session.step}; saved {session.save(wait=True)}")
 
 
 def _due(session: Session) -> bool:
@@ -85,7 +85,7 @@ class Update:
         if self._plain(self.exchange.own):
             with doing(f"updating the weights in step {self.session.step}"):
                 self.backup = Backup(self.session)
-                self.session.optimizer.step()
+                self.session.update()
         else:
             self._exactly()
 
@@ -118,7 +118,7 @@ class Update:
         if agreed.finite:
             with doing(f"updating the weights in step {self.session.step}"):
                 clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
-                self.session.optimizer.step()
+                self.session.update()
 
     def _settle(self) -> Agreed:
         agreed = self._wait()
@@ -127,6 +127,7 @@ class Update:
             parameter.grad = None
         self.session.peaks = agreed.memory
         self.report.step(agreed, self.valid, self.lr, progress(self.session, 0.0))
+        self.session.saver.heed(agreed.saved)
         self.session.guards.judge(agreed, self.valid, self.report)
         return agreed
 

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import os
+import math
+import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..data.loader import Loader
 from ..dsl import ConfigError, build
 from ..errors import UserError
 from ..models.init import initialise
+from ..parallel.failures import PeerLost
 from ..parallel.group import Mesh, World, join, leave, make_mesh
 from ..parallel.interpreter import Pipeline
 from ..parallel.shard import HeadShard
@@ -26,15 +28,17 @@ from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import Experiment
 from ..specs.experiment import world_size
-from . import checkpoint
+from . import saving
 from .agreement import Ranks, Said
 from .assembly import make_model, make_optimizer, make_shard, make_stage
+from .checkpoint import Saved
 from .directory import read_layout
 from .guards import Guards
-from .master import ExactMaster
 from .memory_report import MemoryReport, doing
-from .optimizers import named_states
 from .prepare import Prepared, prepare
+
+FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,
+LOST_SECONDS = 0.5  # and when another rank is gone: its part may be there already
 
 
 class Session:
@@ -59,6 +63,8 @@ class Session:
         self.seconds = 0.0  # of training, over all starts
         self.peaks: list[int] = []  # bytes per rank, as of the last step
         self.guards = Guards(self)
+        self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
+        self.saver = saving.make_saver(self)
         self._since = time.monotonic()
 
     def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
@@ -97,90 +103,45 @@ class Session:
     def said(self, loss_sum: float | None, stop: bool) -> Said:
         """What this rank tells the others of the step it has run."""
         timing = self.pipeline.timing
-        return Said(loss_sum, self.elapsed(), stop, self.peak_memory(), timing.busy, timing.span)
+        memory, saved = self.peak_memory(), self.saver.outcome()
+        return Said(loss_sum, self.elapsed(), stop, memory, timing.busy, timing.span, saved)
 
-    def save(self) -> str:
-        """Write a checkpoint from the ranks of the first replica; returns its path. All ranks must call it."""
-        tensors, scalars = self._state() if self.ranks.first else ({}, {})
-        data = {
-            **self.loader.state_dict(),
-            "seq_len": self.loader.seq_len,
-            "fingerprint": self.loader.tokens.fingerprint,
-        }
-        kind = type(self.experiment.optimizer).__name__
-        state = {"data": data, "optimizer": kind, "tokens": self.tokens, "seconds": self.elapsed()}
-        state["guards"] = self.guards.state_dict()
-        folder, keep = os.path.join(self.path, "checkpoints"), self.experiment.checkpoints.keep_last
-        return checkpoint.save(folder, self.step, tensors, state, scalars, self.ranks, keep, self._slices(tensors))
+    @property
+    def eval_loss(self) -> float | None:
+        """Nats per token of the held-out text, if it was evaluated at this step and is a number."""
+        step, loss = self.evaluated
+        return loss if step == self.step and math.isfinite(loss) else None
 
-    def _slices(self, keys: Iterable[str]) -> dict[str, checkpoint.Slice]:
-        """Of which tensors this rank holds a slice: weight and optimizer state of a spread head."""
-        shard = self.pipeline.shard
-        if shard is None:
-            return {}
-        mine = checkpoint.Slice(shard.shape, (shard.rows.start, 0), (len(shard.rows), shard.dim))
-        return {key: mine for key in keys if shard.name in (key.removeprefix("weights/"), _owner(key))}
+    def update(self) -> None:
+        """One step of the optimizer; a save under way first gets what it has not read yet."""
+        self.saver.before_update()
+        self.optimizer.step()
 
-    def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-        """Weights and the optimizer's tensors by key, its other state by parameter."""
-        exact = self.optimizer.masters() if isinstance(self.optimizer, ExactMaster) else ()
-        masters = {name: master.cpu() for name, master in exact}  # one at a time: a GPU has no room for all
-        tensors = {f"weights/{name}": masters.get(name, p) for name, p in self.parameters.items()}
-        scalars: dict[str, dict[str, Any]] = {}
-        for name, _, state in named_states(self.optimizer):
-            tensors.update({f"optimizer/{name}/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)})
-            scalars[name] = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-        return tensors, scalars
+    def save(self, wait: bool = False) -> str:
+        """Write a checkpoint, beside training unless told otherwise; returns its path. All ranks must call it.
 
-    def _set_weight(self, name: str, value: torch.Tensor) -> None:
-        if isinstance(self.optimizer, ExactMaster) and self.parameters[name].requires_grad:
-            self.optimizer.set_master(name, value)
-        else:
-            self.parameters[name].copy_(value)
+        Args:
+            wait: until it is committed; then a failure is an error, and otherwise a warning at the next step.
 
-    @torch.no_grad()
-    def restore(self, saved: checkpoint.Saved) -> None:
-        """Go on from a verified checkpoint, whatever the number of stages that wrote it."""
-        if saved.manifest["state"].get("weights_only"):
-            return self._restore_weights(saved)
-        states = {name: (parameter, state) for name, parameter, state in named_states(self.optimizer)}
-        weights = {f"weights/{name}": p for name, p in self.parameters.items()}
-        same = saved.manifest["state"]["optimizer"] == type(self.experiment.optimizer).__name__
-        ours = [k for k in saved.stored() if same and k.startswith("optimizer/") and _owner(k) in states]
-        for key, tensor in saved.tensors([*weights, *ours], self._slices([*weights, *ours])):
-            if key in weights:
-                self._set_weight(key.removeprefix("weights/"), tensor)
-                continue
-            parameter, state = states[_owner(key)]
-            on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
-            state[key.rpartition("/")[2]] = tensor if on_host else tensor.to(parameter.device)
-        for name, (_, state) in states.items() if same else ():
-            state.update(saved.manifest["scalars"].get(name, {}))
-        if not same and self.ranks.rank == 0:  # only with --allow-change, as below
-            print("warning: the optimizer changed; its state starts anew", file=sys.stderr)
-        self.step = saved.step
-        data = saved.manifest["state"]["data"]
-        if data["fingerprint"] == self.loader.tokens.fingerprint and data["seq_len"] == self.loader.seq_len:
-            self.loader.load_state_dict(data)
-        elif self.ranks.rank == 0:
-            print("warning: the data changed; it is read from its beginning", file=sys.stderr)
-        self.tokens = saved.manifest["state"]["tokens"]
-        self.seconds, self._since = saved.manifest["state"]["seconds"], time.monotonic()
-        if "guards" in saved.manifest["state"]:  # not in one that was made of other weights
-            self.guards.load_state_dict(saved.manifest["state"]["guards"])
+        Raises:
+            UserError: not written, and `wait`; or the third time in a row.
+        """
+        return self.saver.save(saving.contents(self), wait)
 
-    def _restore_weights(self, saved: checkpoint.Saved) -> None:
-        """Begin with the weights of a converted checkpoint, which has nothing else."""
-        weights = [f"weights/{name}" for name in self.parameters]
-        for key, tensor in saved.tensors(weights, self._slices(weights)):
-            self._set_weight(key.removeprefix("weights/"), tensor)
-        if self.ranks.rank == 0:
-            print(f"{saved.path} has weights alone: optimizer, schedule and data begin at step 0", flush=True)
+    def finish_saving(self) -> str | None:
+        """Wait until the save under way is committed; why it was not, or None. All ranks must call it."""
+        return self.saver.finish()
 
+    def restore(self, saved: Saved) -> None:
+        """Go on from a verified checkpoint, whatever the number of stages that wrote it.
 
-def _owner(key: str) -> str:
-    """The parameter that `optimizer/NAME/STATE` belongs to."""
-    return key.removeprefix("optimizer/").rpartition("/")[0]
+        Raises UserError, before any parameter has changed, when it is of another model.
+        """
+        saving.restore(self, saved)
+
+    def count_seconds_from(self, seconds: float) -> None:
+        """So many were trained before."""
+        self.seconds, self._since = seconds, time.monotonic()
 
 
 def _mesh(experiment: Experiment, layout: Layout, world: World) -> Mesh:
@@ -259,24 +220,18 @@ def _train(
 ) -> None:
     from .loop import train
 
+    random.seed(experiment.seed)
     np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
     torch.manual_seed(experiment.seed)
     with MemoryReport(experiment, path, world) as report:
         with doing("building its part of the model"):
             report.session = session = Session(experiment, path, prepared, world)
         with doing("restoring a checkpoint"):
-            saved = _checkpoint(session, resume)
+            saved = saving.find(session, resume)
             if saved is not None:
                 session.restore(saved)
-        train(session, resumed=saved, changes=changes)
-
-
-def _checkpoint(session: Session, resume: str) -> checkpoint.Saved | None:
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return checkpoint.newest(os.path.join(session.path, "checkpoints"), session.ranks)
-    wrong = next((p for p in session.ranks.gather(checkpoint.problem(resume)) if p), None)
-    if wrong:
-        raise UserError(f"--resume {resume}: {wrong}; `ls` its run directory for others")
-    return checkpoint.open_checkpoint(resume)
+        try:
+            train(session, resumed=saved, changes=changes)
+        except Exception as error:  # what was being saved is not lost with the rest, if it can be had
+            session.saver.settle(LOST_SECONDS if isinstance(error, PeerLost) else FAILED_SECONDS)
+            raise

@@ -18,7 +18,8 @@ from ..dsl import build, check
 from ..errors import UserError
 from ..parallel.group import World
 from .agreement import Ranks
-from .checkpoint import Saved, save
+from .checkpoint import Contents, Saved, Saver
+from .checkpoint.snapshot import source
 
 WEIGHTS = "weights/"  # what keys of weights begin with in a checkpoint
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as torch spell them
@@ -49,9 +50,9 @@ def stored(saved: Saved) -> dict[str, Stored]:
 
 def save_weights(where: str, weights: Mapping[str, Tensor]) -> str:
     """Write a checkpoint of step 0 that has weights alone into `where`, from one process; returns its path."""
-    tensors = {WEIGHTS + name: tensor for name, tensor in weights.items()}
+    sources = [source(WEIGHTS + name, tensor) for name, tensor in weights.items()]
     state = {"weights_only": True, "tokens": 0, "seconds": 0.0, "optimizer": None, "data": None}
-    return save(where, 0, tensors, state, {}, alone(), keep=1)
+    return Saver(where, alone(), background=False).save(Contents(0, sources, state), wait=True)
 
 
 def alone() -> Ranks:

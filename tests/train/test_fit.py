@@ -19,6 +19,7 @@ from small_runs import losses, records, run_script, weights
 from forgather_dsl import Run, Trainer, UserError, replace
 from forgather_dsl.dsl import ConfigError, snapshot
 from forgather_dsl.train import checkpoint
+from forgather_dsl.train.checkpoint import manifest
 
 
 def test_a_run_directory_holds_everything_a_report_needs(small: Any, tmp_path: Path) -> None:
@@ -158,9 +159,9 @@ def test_a_manifest_cannot_name_files_elsewhere(small: Any, tmp_path: Path) -> N
     out = tmp_path / "run"
     Trainer(replace(small.Small(), steps=1), out=str(out)).fit()
     file = out / "checkpoints" / "step-00000001" / "manifest.json"
-    manifest = json.loads(file.read_text())
-    manifest["files"]["../../config.json"] = "0" * 64
-    file.write_text(json.dumps(manifest))
+    found = manifest.decode(file.read_bytes())
+    found["files"]["../../config.json"] = {"size": 1, "sha256": "0" * 64}
+    file.write_bytes(manifest.encode(found))
     assert "names a file" in str(checkpoint.problem(str(file.parent)))
 
 

@@ -11,7 +11,8 @@ import torch
 
 from forgather_dsl.errors import UserError
 from forgather_dsl.train import checkpoint
-from forgather_dsl.train.checkpoint import Slice
+from forgather_dsl.train.checkpoint import Contents, Saver, Slice
+from forgather_dsl.train.checkpoint.snapshot import source
 
 WHOLE = torch.arange(7.0 * 3).view(7, 3)
 
@@ -43,7 +44,9 @@ def saved_in(folder: Path, *cuts: tuple[int, int]) -> checkpoint.Saved:
         if rank == len(cuts) - 1:
             tensors["weights/norm"] = torch.ones(3)
         mine = {key: rows(*cuts[rank]) for key in ("weights/head", "optimizer/head/step")}
-        checkpoint.save(str(folder), 1, tensors, {}, {}, Threads(rank, len(cuts), barrier, table), 3, mine)
+        sources = [source(key, tensor) for key, tensor in tensors.items()]
+        saver = Saver(str(folder), Threads(rank, len(cuts), barrier, table))
+        saver.save(Contents(1, sources, slices=mine), wait=True)
 
     with ThreadPoolExecutor(len(cuts)) as pool:
         list(pool.map(save, range(len(cuts))))
