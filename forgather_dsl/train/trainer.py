@@ -7,13 +7,12 @@ several are launched, each reading `config.json` of the run directory.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
-from ..parallel.launch import ENVIRONMENT, environment, launch
+from ..parallel.launch import ENVIRONMENT, environment, launch, run_bound
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
 from ..plan.profile import measured_with
@@ -135,8 +134,7 @@ def _measured(experiment: Experiment, path: str) -> Experiment:
     file = os.path.abspath(os.path.join(path, "profile.json"))
     modules = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-m", "forgather_dsl.train.profile", os.path.join(path, "config.json"), file]
-    done = subprocess.run(command, env={**environment(world_size(experiment)), **os.environ, **modules})
-    if done.returncode:
+    if run_bound(command, {**environment(world_size(experiment)), **os.environ, **modules}):
         raise UserError("the times could not be measured; what went wrong stands above", exit_code=4)
     print(f"measured what each part of the model takes: {file}")
     return measured_with(experiment, file)
