@@ -8,6 +8,11 @@ import sys
 
 def main() -> None:
     """Run the command line of this process; ends it with the exit code."""
+    from .parallel.cluster import adopt_slurm
+    from .parallel.lifeline import die_with_launcher
+
+    if adopt_slurm() or "RANK" in os.environ:
+        die_with_launcher()
     from .cli.app import run_command
 
     code = run_command(sys.argv[1:])

@@ -14,7 +14,7 @@ from .data import (
     TrainedBPE,
 )
 from .experiment import Experiment
-from .logging import Checkpoints, Console, Logger, Sampling
+from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import (
     GELUMLP,
     MLP,

@@ -8,7 +8,7 @@ import attrs
 
 from ..dsl import Lazy, derived, replace
 from .data import Source, Stdlib, Tokenizer, TrainedBPE
-from .logging import Checkpoints, Console, Logger, Sampling
+from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .parallel import Parallel, Pipeline, Single, described, placement
 from .training import (
@@ -75,6 +75,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     sample_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: before and after
     sampling: Sampling | None = Sampling()
     checkpoints: Checkpoints = Checkpoints()
+    watchdog: Watchdog | None = Watchdog()
     loggers: tuple[Logger, ...] = (Console(),)
 
     microbatch_size: int = derived(_whole_batch)  # sequences per forward pass; also on one process, so that sums agree

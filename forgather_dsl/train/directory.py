@@ -32,6 +32,7 @@ FREE = (
     "hardware",
     "loggers",
     "checkpoints",
+    "watchdog",
     "log_every",
     "eval_every",
     "save_every",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import Interrupted, UserError
+from ..parallel.progress import PROGRESS
 from ..parallel.replicas import sum_gradients
 from ..specs import Pipeline
 from .batches import tensors
@@ -30,19 +31,21 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
         if session.ranks.rank == 0:
             print(f"{session.path} is finished already, at step {session.step}; --resume never trains it again")
         return
-    with Reporter(session, resumed, changes) as report, StopRequest() as request:
+    with Reporter(session, resumed, changes) as report, StopRequest(session.control) as request:
         if session.step == 0 and experiment.sampling is not None:
             report.sample(write_sample(session))
         if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
             post_validated(session, report, request)
         while progress(session, seconds) < 1:
+            PROGRESS.mark("reading a batch")
             batch = session.loader.next_batch()
             valid = batch.num_valid
             lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
             tokens, targets, documents = tensors(batch)
             loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
             sum_gradients(session.parameters, session.mesh)
-            agreed = session.ranks.agree(session.gradients(), session.said(loss, request.asked))
+            agreed = session.ranks.agree(session.gradients(), session.said(loss, *request.poll()))
+            PROGRESS.mark("updating the weights")
             if agreed.finite:
                 clip(list(session.parameters.values()), agreed.grad_norm, experiment.clip_norm)
                 session.optimizer.step()
@@ -54,8 +57,7 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
             report.step(agreed, valid, lr, done)
             if done < 1:
                 at_intervals(session, report)
-                if agreed.stop:
-                    raise Interrupted(f"interrupted at step {session.step}; saved {session.save()}")
+                stop_or_save(session, request, agreed.stop, agreed.save)
         finish(session, report)
 
 
@@ -103,6 +105,13 @@ def at_intervals(session: Session, report: Reporter) -> None:
         report.sample(write_sample(session))
     if e.save_every and session.step % e.save_every == 0:
         session.save()
+
+
+def stop_or_save(session: Session, request: StopRequest, stop: bool, save: bool) -> None:
+    """What all ranks have agreed on. Raises Interrupted to stop."""
+    saved = request.answer(session.step, session.save()) if stop or save else ""
+    if stop:
+        raise Interrupted(f"interrupted at step {session.step}; saved {saved}")
 
 
 def finish(session: Session, report: Reporter) -> None:

@@ -9,7 +9,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import torch
 
 from ..data.loader import Loader
 from ..dsl import ConfigError, build
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..models.init import initialise
 from ..parallel.group import Mesh, World, join, leave, make_mesh
 from ..parallel.interpreter import Pipeline
+from ..parallel.progress import PROGRESS, on_disk
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
@@ -33,6 +35,7 @@ from .directory import read_layout
 from .master import ExactMaster
 from .optimizers import named_states
 from .prepare import Prepared, prepare
+from .watching import Watch
 
 
 class Session:
@@ -57,6 +60,7 @@ class Session:
         self.seconds = 0.0  # of training, over all starts
         self.skipped = 0  # steps in a row that were not finite
         self._since = time.monotonic()
+        self.control: Any = None  # a Control, on rank 0 of a run
 
     def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
         e = self.experiment
@@ -91,11 +95,13 @@ class Session:
         """Of this rank's parameters, by name."""
         return {name: parameter.grad for name, parameter in self.parameters.items()}
 
-    def said(self, loss_sum: float | None, stop: bool) -> Said:
+    def said(self, loss_sum: float | None, stop: bool, save: bool) -> Said:
         """What this rank tells the others of the step it has run."""
+        PROGRESS.mark("the end of the step")
         timing = self.pipeline.timing
-        return Said(loss_sum, self.elapsed(), stop, self.peak_memory(), timing.busy, timing.span)
+        return Said(loss_sum, self.elapsed(), stop, save, self.peak_memory(), timing.busy, timing.span)
 
+    @on_disk("saving a checkpoint")
     def save(self) -> str:
         """Write a checkpoint from the ranks of the first replica; returns its path. All ranks must call it."""
         tensors, scalars = self._state() if self.ranks.first else ({}, {})
@@ -134,6 +140,7 @@ class Session:
         else:
             self.parameters[name].copy_(value)
 
+    @on_disk("reading a checkpoint")
     @torch.no_grad()
     def restore(self, saved: checkpoint.Saved) -> None:
         """Go on from a verified checkpoint, whatever the number of stages that wrote it."""
@@ -203,11 +210,22 @@ def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume
     Raises:
         UserError: training failed (exit code 4). Interrupted: stopped and saved (130).
     """
-    world = join()
+    with Watch(experiment) as watch:
+        watch.open(path)
+        world = join(timeout_seconds=watch.timeout_seconds)
+        with _leaving(world):
+            _train(experiment, path, prepared, world, resume, changes, watch)
+
+
+@contextmanager
+def _leaving(world: World) -> Iterator[None]:
+    """Leave the group at the end; not after a failure, where that waits for ranks that are gone and the process ends anyway."""
     try:
-        _train(experiment, path, prepared, world, resume, changes)
-    finally:
+        yield
+    except Interrupted:
         leave(world)
+        raise
+    leave(world)
 
 
 def join_session(experiment: Experiment, resume: str, describe: Callable[[], tuple[str, list[str]]]) -> str:
@@ -219,33 +237,40 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
     Returns:
         The run directory.
     """
-    world = join()
-    try:
+    with Watch(experiment) as watch, _leaving(world := join(timeout_seconds=watch.timeout_seconds)):
         ranks = Ranks(world, [])
         said: tuple[str, list[str], str | None] = ("", [], None)
-        if ranks.rank == 0:
-            try:
-                prepare(experiment)
-                said = (*describe(), None)
-            except (UserError, ConfigError) as error:
-                said = ("", [], str(error))
-        path, changes, problem = ranks.gather(said)[0]
+        with PROGRESS.pause():  # one rank works, the others wait, as long as it takes
+            if ranks.rank == 0:
+                try:
+                    prepare(experiment)
+                    said = (*describe(), None)
+                except (UserError, ConfigError) as error:
+                    said = ("", [], str(error))
+            path, changes, problem = ranks.gather(said)[0]
         if problem is not None:
             raise UserError(problem if ranks.rank == 0 else "")
-        _train(experiment, path, prepare(experiment), world, resume, changes)
+        watch.open(path)
+        _train(experiment, path, prepare(experiment), world, resume, changes, watch)
         return path
-    finally:
-        leave(world)
 
 
 def _train(
-    experiment: Experiment, path: str, prepared: Prepared, world: World, resume: str, changes: list[str]
+    experiment: Experiment,
+    path: str,
+    prepared: Prepared,
+    world: World,
+    resume: str,
+    changes: list[str],
+    watch: Watch,
 ) -> None:
     from .loop import train
 
     np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
     torch.manual_seed(experiment.seed)
+    PROGRESS.mark("building its part of the model")
     session = Session(experiment, path, prepared, world)
+    session.control = watch.control
     saved = _checkpoint(session, resume)
     if saved is not None:
         session.restore(saved)

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
-from ..parallel.launch import ENVIRONMENT, environment, launch, run_bound
+from ..parallel.cluster import adopt_slurm
+from ..parallel.launch import CRASHED, ENVIRONMENT, environment, launch, run_bound
+from ..parallel.lifeline import die_with_launcher
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
 from ..plan.profile import measured_with
 from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
+from .stopping import terminable
 
 if TYPE_CHECKING:
     from ..runs.run import Run
@@ -62,6 +65,10 @@ class Trainer:
             UserError: data, hardware or training failed; `exit_code` says which.
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint was saved.
         """
+        with terminable():
+            return self._fit()
+
+    def _fit(self) -> Run:
         from ..runs.run import Run
         from .prepare import prepare
 
@@ -69,6 +76,8 @@ class Trainer:
             raise UserError(
                 "fit() was called while a rank imported this script; put the call under if __name__ == '__main__':"
             )
+        if adopt_slurm() or "RANK" in os.environ:
+            die_with_launcher()
         experiment = self.experiment
         check(experiment, schedule_problems(experiment))
         for text in warnings(experiment):
@@ -112,14 +121,20 @@ class Trainer:
             {RANK_OF_RUN: os.path.abspath(path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         if code == 130:
-            raise Interrupted("")  # rank 0 has said what was saved
+            raise Interrupted("")  # what was saved is said
+        code = CRASHED if code == 1 else code  # of Python itself, at an import, or of its faulthandler
         if code:
             raise UserError(f"the ranks ended with exit code {code}; what they said stands above", exit_code=code)
 
     def _as_rank(self) -> Run:
         """A rank of torchrun or of a cluster."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # in time unless the caller has imported torch
         from ..runs.run import Run
         from .session import join_session
+        from .watching import die_by_signals
+
+        die_by_signals()
 
         def describe() -> tuple[str, list[str]]:
             path, changes = self._directory()
