@@ -17,8 +17,11 @@ def main() -> None:
 
     code = run_command(sys.argv[1:])
     if "RANK" in os.environ:  # of torchrun or a cluster
-        from .parallel.launch import end_process
+        from .parallel.launch import CRASHED, end_process
+        from .parallel.lifeline import AGENT_SECONDS, end_agent
 
+        if code == CRASHED:
+            end_agent(AGENT_SECONDS)
         end_process(code)
     sys.exit(code)
 

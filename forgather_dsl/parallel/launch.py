@@ -106,9 +106,10 @@ def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
                 continue
             asked = -returncode in (signal.SIGINT, signal.SIGTERM)
             ended = INTERRUPTED if asked and signals.interrupted else _exit_code(returncode)
-            if not asked and returncode < 0 and time.monotonic() < deadline:
+            by_itself = not asked or not (code or signals.interrupted)
+            if returncode < 0 and by_itself and time.monotonic() < deadline:
                 _say_killed(ranks.index(process), -returncode)
-            if signals.interrupted and ended in (0, INTERRUPTED):
+            if ended == INTERRUPTED or (signals.interrupted and not ended):
                 cut_short = cut_short or asked
                 deadline = min(deadline, time.monotonic() + (GRACE_SECONDS if asked else SAVING_SECONDS))
                 code = code or ended

@@ -18,36 +18,43 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["LAUNCHER", "TORCHRUN", "Undertaker", "bound_to_this", "die_with_launcher", "kill_marked"]
+__all__ = ["AGENT_SECONDS", "LAUNCHER", "TORCHRUN", "Undertaker", "bound_to_this", "die_with_launcher", "end_agent", "kill_marked"]
 
 LAUNCHER = "FORGATHER_LAUNCHER"  # process id of our launcher
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it in its ranks
 PR_SET_PDEATHSIG = 1
+AGENT_SECONDS = 8.0  # for an agent of torchrun to end after its rank: with its traceback it takes up to 5
 LINUX = sys.platform.startswith("linux")
 
 _BURY = """
 mark=$1; shift
+bury() {
+  for group; do kill -s KILL -- "-$group" 2>/dev/null; done
+  [ -n "$mark" ] && [ -d /proc ] || exit 0
+  for round in 1 2 3 4 5; do
+    found=$(grep -lsF -- "$mark" /proc/[0-9]*/environ)
+    [ -n "$found" ] || exit 0
+    for file in $found; do id=${file#/proc/}; kill -s KILL "${id%/environ}" 2>/dev/null; done
+    sleep 0.1
+  done
+  exit 0
+}
 trap '' INT TERM HUP
+trap 'bury "$@"' URG
 while read -r line; do :; done
-for group; do kill -9 -- "-$group" 2>/dev/null; done
-[ -d /proc ] || exit 0
-for round in 1 2 3; do
-  found=$(grep -lsF -- "$mark" /proc/[0-9]*/environ) || exit 0
-  for file in $found; do id=${file#/proc/}; kill -9 "${id%/environ}" 2>/dev/null; done
-  sleep 0.1
-done
-"""  # reads until the end of the pipe: nobody writes, it ends with the process that holds the other side
+bury "$@"
+"""  # nobody writes: the pipe ends with its other side, and where a forked child keeps that open the kernel sends URG
 
 
-def bound_to_this() -> Callable[[], None] | None:
-    """For `subprocess.Popen(preexec_fn=...)`: what the child runs first, to be killed when this process (thread) dies."""
+def bound_to_this(number: int = signal.SIGKILL) -> Callable[[], None] | None:
+    """For `subprocess.Popen(preexec_fn=...)`: have the child sent that signal when this process (thread) dies."""
     if not LINUX:
         return None
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
 
     def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we asked
+        prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent and number == signal.SIGKILL:  # it died before we asked
             os._exit(4)
 
     return bind
@@ -66,13 +73,43 @@ def die_with_launcher() -> None:
             os._exit(4)
     else:
         return
+    if LINUX and LAUNCHER in os.environ:
+        return  # bound already
     if LINUX:
-        if LAUNCHER not in os.environ:  # ours has done it
-            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if LAUNCHER not in os.environ and os.getppid() != parent:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
             os._exit(4)
+        if os.getpgid(0) == os.getpid() and not _BURIED:  # torchrun ends ranks, but not what they have started
+            _BURIED.append(Undertaker("", [os.getpid()]).__enter__())
     else:
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def end_agent(seconds: float) -> None:
+    """For a rank of torchrun that has failed and will not be started again: `seconds` later its agent is gone.
+
+    By itself the agent ends sooner, unless the host of the rendezvous is out of reach: then it waits for ever.
+    """
+    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if TORCHRUN not in os.environ or left or not LINUX:
+        return
+    agent = os.getppid()
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{agent}/cmdline").read_bytes()
+        if b"torchrun" not in command and b"torch.distributed" not in command:  # the agent is a program of the user's
+            return
+        # after that time the number could be another's: the command line is compared
+        same = '[ "$(cksum < /proc/$2/cmdline)" = "$3" ]'
+        text = f'n=0; while [ $n -lt "$1" ] && {same}; do sleep 0.1; n=$((n + 1)); done; {same} && kill -s KILL "$2"'
+        sums = subprocess.run(["cksum"], input=command, capture_output=True, check=False)
+        arguments = [str(round(seconds * 10)), str(agent), sums.stdout.decode().strip()]
+        subprocess.Popen(
+            ["/bin/sh", "-c", text, "forgather-agent-end", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def _is_init() -> bool:
@@ -87,6 +124,9 @@ def _watch_parent(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(0.5)
     os._exit(4)
+
+
+_BURIED: list[Undertaker] = []  # this process's own, if it is a rank of torchrun
 
 
 class Undertaker:
@@ -104,6 +144,7 @@ class Undertaker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=bound_to_this(signal.SIGURG),
             )
         return self
 

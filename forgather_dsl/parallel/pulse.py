@@ -27,6 +27,7 @@ class Pulse(threading.Thread):
         super().__init__(name="pulse", daemon=True)
         self.progress, self.folder, self.rank, self.seconds, self.also = progress, folder, rank, seconds, also
         self.others = [other for other in range(world) if other != rank]
+        self.silent_seconds = max(2.0, 5 * seconds)  # without a beat, before a rank counts as silent
         self._last: dict[int, tuple[bytes, bytes]] = {}  # of each: its count of marks, and of beats
         now = time.monotonic()
         self.moved, self.alive = dict.fromkeys(self.others, now), dict.fromkeys(self.others, now)
@@ -56,9 +57,9 @@ class Pulse(threading.Thread):
 
     def silent(self, whom: str) -> list[tuple[int, float]]:
         """Those of `whom` ("rank 3", or words for several) without a sign of life, and for how many seconds."""
-        now, longest = time.monotonic(), max(2.0, 5 * self.seconds)
-        ages = [(other, now - self.alive[other]) for other in self.others]
-        return [(n, age) for n, age in ages if age > longest and (f"rank {n}" == whom or not whom.startswith("rank "))]
+        now, several = time.monotonic(), not whom.startswith("rank ")
+        ages = [(n, now - self.alive[n]) for n in self.others if several or whom == f"rank {n}"]
+        return [(n, age) for n, age in ages if age > self.silent_seconds]
 
     def _file(self, rank: int) -> str:
         return os.path.join(self.folder, f"pulse-{rank}")

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .lifeline import end_agent
 from .progress import PROGRESS, Progress
 from .pulse import Pulse
 
@@ -26,6 +27,7 @@ __all__ = ["HUNG", "Watchdog", "gloo_timeout"]
 
 HUNG = 4  # exit code
 LOCKED_SECONDS = 30.0  # beyond the limit, for code that does not let go of the interpreter's lock
+AGENT_SECONDS = 3.0  # for the agent of torchrun to end: it, too, has had its time
 OFF_SECONDS = 7 * 86400.0  # how long messages are waited for without a watchdog
 
 
@@ -61,7 +63,7 @@ class Watchdog(threading.Thread):
             also,
             progress,
         )
-        self.poll = min(1.0, max(0.05, min(seconds, first_step_seconds) / 20))
+        self.poll = min(0.5, max(0.05, min(seconds, first_step_seconds) / 20))
         self.pulse: Pulse | None = None
         self.folder: str | None = None  # for stacks
         self.idle = 0.0
@@ -105,7 +107,7 @@ class Watchdog(threading.Thread):
         waits = self._where()[1]
         if waits is None:
             return True
-        grace = max(2 * self.poll, min(5.0, limit / 10))
+        grace = 2 * self.poll
         if self.pulse is None:
             return self.idle > limit + 2 * grace
         later = grace if self.pulse.silent(waits[0]) else 2 * grace
@@ -147,6 +149,7 @@ class Watchdog(threading.Thread):
             self._stacks()
         with contextlib.suppress(Exception):
             self.also(text)
+        end_agent(AGENT_SECONDS)
         flush = threading.Thread(target=_flush, daemon=True)
         flush.start()
         flush.join(timeout=1.0)  # whoever reads may have stopped

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from ..dsl import ConfigError, check, to_dict, warnings
 from ..errors import Interrupted, UserError
 from ..parallel.cluster import adopt_slurm
-from ..parallel.launch import CRASHED, ENVIRONMENT, environment, launch, run_bound
-from ..parallel.lifeline import die_with_launcher
+from ..parallel.launch import CRASHED, ENVIRONMENT, end_process, environment, launch, run_bound
+from ..parallel.lifeline import AGENT_SECONDS, die_with_launcher, end_agent
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
 from ..plan.profile import measured_with
@@ -131,6 +131,7 @@ class Trainer:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)  # in time unless the caller has imported torch
         from ..runs.run import Run
+        from ..parallel.failures import PeerLost
         from .session import join_session
         from .watching import die_by_signals
 
@@ -141,7 +142,12 @@ class Trainer:
             directory.write(self.experiment, path, self.target, self.command)
             return path, changes
 
-        return Run(join_session(self.experiment, self.resume, describe))
+        try:
+            return Run(join_session(self.experiment, self.resume, describe))
+        except PeerLost as lost:  # nothing to return to: to leave the group, Python would wait for the ranks that are gone
+            print(f"error: {lost}", file=sys.stderr)
+            end_agent(AGENT_SECONDS)
+            end_process(CRASHED)
 
 
 def _measured(experiment: Experiment, path: str) -> Experiment:

@@ -208,3 +208,64 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
+
+
+class TwoHosts:
+    """Two network namespaces with a cable between them; needs root."""
+
+    def __init__(self) -> None:
+        tag = uuid.uuid4().hex[:6]
+        self.names = [f"fg-{tag}-{i}" for i in range(2)]
+        self.ends = [f"fg{tag}{i}" for i in range(2)]
+
+    def __enter__(self) -> TwoHosts:
+        for name in self.names:
+            _ip("netns", "add", name)
+        _ip("link", "add", self.ends[0], "type", "veth", "peer", "name", self.ends[1])
+        for number, (name, end) in enumerate(zip(self.names, self.ends), start=1):
+            _ip("link", "set", end, "netns", name, "name", "eth0")
+            _ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _ip("-n", name, "link", "set", device, "up")
+        return self
+
+    def cut(self) -> None:
+        """Pull the cable: packets are lost, nobody is told."""
+        for name in self.names:  # an address of nobody's: the other's answer no longer finds its way, and no error comes back
+            _ip("-n", name, "neigh", "replace", "10.77.0.1", "lladdr", "02:00:00:00:00:99", "dev", "eth0")
+            _ip("-n", name, "neigh", "replace", "10.77.0.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0")
+
+    def start(self, experiment: str, folder: Path) -> list[Started]:
+        """One agent on each, with one rank each."""
+        port = 29400 + os.getpid() % 500
+        return [
+            Started(
+                ["ip", "netns", "exec", name, *_agent(experiment, number, f"10.77.0.1:{port}", f"10.77.0.{number + 1}")],
+                folder,
+                f"host{number}",
+                GLOO_SOCKET_IFNAME="eth0",
+            )
+            for number, name in enumerate(self.names)
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def two_agents(experiment: str, folder: Path) -> list[Started]:
+    """Two agents on loopback, with one rank each."""
+    port = 29400 + os.getpid() % 500
+    commands = [_agent(experiment, number, f"127.0.0.1:{port}", "127.0.0.1") for number in range(2)]
+    return [Started(c, folder, f"host{n}", GLOO_SOCKET_IFNAME="lo") for n, c in enumerate(commands)]
+
+
+def _agent(experiment: str, number: int, endpoint: str, address: str) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    command += [f"--rdzv-endpoint={endpoint}", "--rdzv-id=faults", f"--local-addr={address}"]
+    command += ["--rdzv-conf", f"is_host={int(number == 0)}"]
+    return [*command, "-m", "forgather_dsl", "run", f"exp.py:{experiment}", "--out", "run"]
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
