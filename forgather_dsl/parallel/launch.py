@@ -2,7 +2,7 @@
 
 In: a command, the number of ranks, extra environment. Out: an exit code that is 0 only if every rank's was.
 A rank that fails ends the others; ranks die with the launcher, even when it is killed (on Linux by the kernel, elsewhere
-by watching the parent's id); Ctrl-C and SIGTERM are passed on once, a second Ctrl-C kills. Ranks live in sessions of
+by watching the parent's id); Ctrl-C and SIGTERM are passed on once, as SIGTERM, a second Ctrl-C kills. Ranks live in sessions of
 their own, or a terminal would deliver Ctrl-C to them a second time.
 """
 
@@ -99,7 +99,8 @@ def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
         if signals.interrupts > 1:
             return INTERRUPTED
         if signals.received:
-            _send(ranks, signals.received.pop())
+            signals.received.pop()
+            _send(ranks, signal.SIGTERM)  # while Python starts, SIGINT ends it with a traceback for each rank
         for process in ranks:
             returncode = _ended(process)
             if returncode is None:

@@ -22,8 +22,8 @@ import os, time
 import torch
 from forgather_dsl import *
 
-class Hangs(torch.nn.Module):
-    "RMSNorm without its point: rank 1 loops for ever in the forward of the third microbatch once a file is there."
+class Faulty(torch.nn.Module):
+    "A scale, with faults: rank 1 loops for ever once there is a file `loop`; rank FAULT_RANK kills itself at FAULT_STEP."
     def __init__(self, dim, eps):
         super().__init__()
         self.weight, self.calls = torch.nn.Parameter(torch.ones(dim)), 0
@@ -34,9 +34,14 @@ class Hangs(torch.nn.Module):
     def forward(self, x):
         while os.environ.get("RANK") == "1" and os.path.exists("loop"):
             pass
+        self.calls += torch.is_grad_enabled()
+        if os.environ.get("RANK") == os.environ.get("FAULT_RANK", "-") and self.calls == 4 * int(os.environ["FAULT_STEP"]) - 2:
+            with open("died", "w") as file:
+                file.write(str(time.time()))
+            os.kill(os.getpid(), 9)
         return x * self.weight
 
-class Hanging(Norm[Hangs]):
+class WithFaults(Norm[Faulty]):
     pass
 
 class Small(Experiment):
@@ -59,7 +64,15 @@ class WatchedTwo(Two):
     watchdog = Watchdog(seconds=10.0, first_step_seconds=60.0)
 
 class Looping(Watched):
-    model = patch(Llama, norm=Hanging())
+    model = patch(Llama, norm=WithFaults())
+
+class Dying(Three):
+    steps = 6
+    parallel = patch(Pipeline, cuts=(1, 2, 1))
+    model = patch(Llama, norm=WithFaults())
+
+class Validated(Two):
+    parallel = Pipeline(stages=2, post_validation=True)
 """
 
 
