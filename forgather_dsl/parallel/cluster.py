@@ -29,7 +29,9 @@ def adopt_slurm(env: MutableMapping[str, str] = os.environ) -> bool:
         "LOCAL_RANK": local,
         "LOCAL_WORLD_SIZE": str(per_node[node] if node < len(per_node) else tasks),
         "MASTER_ADDR": _address(env, len(per_node)),
-        "MASTER_PORT": str(FIRST_PORT + (int(env.get("SLURM_JOB_ID", 0)) * 7 + int(env.get("SLURM_STEP_ID", 0))) % PORTS),
+        "MASTER_PORT": str(
+            FIRST_PORT + (int(env.get("SLURM_JOB_ID", 0)) * 7 + int(env.get("SLURM_STEP_ID", 0))) % PORTS
+        ),
     }
     for name, value in found.items():
         env.setdefault(name, value)

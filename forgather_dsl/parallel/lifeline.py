@@ -18,7 +18,16 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["AGENT_SECONDS", "LAUNCHER", "TORCHRUN", "Undertaker", "bound_to_this", "die_with_launcher", "end_agent", "kill_marked"]
+__all__ = [
+    "AGENT_SECONDS",
+    "LAUNCHER",
+    "TORCHRUN",
+    "Undertaker",
+    "bound_to_this",
+    "die_with_launcher",
+    "end_agent",
+    "kill_marked",
+]
 
 LAUNCHER = "FORGATHER_LAUNCHER"  # process id of our launcher
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it in its ranks

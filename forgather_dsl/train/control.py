@@ -176,7 +176,9 @@ def told(found: dict[str, Any]) -> str:
         return f"{where} died without a word, last seen {_ago(found['heartbeat_age_seconds'])} ago"
     if state == "not started":
         return "not started"
-    return f"{state} {_ago(found['heartbeat_age_seconds'])} ago" + (f" ({found['message']})" if found["message"] else "")
+    return f"{state} {_ago(found['heartbeat_age_seconds'])} ago" + (
+        f" ({found['message']})" if found["message"] else ""
+    )
 
 
 def _ago(seconds: float) -> str:

@@ -130,8 +130,8 @@ class Trainer:
         """A rank of torchrun or of a cluster."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)  # in time unless the caller has imported torch
-        from ..runs.run import Run
         from ..parallel.failures import PeerLost
+        from ..runs.run import Run
         from .session import join_session
         from .watching import die_by_signals
 
@@ -144,7 +144,9 @@ class Trainer:
 
         try:
             return Run(join_session(self.experiment, self.resume, describe))
-        except PeerLost as lost:  # nothing to return to: to leave the group, Python would wait for the ranks that are gone
+        except (
+            PeerLost
+        ) as lost:  # nothing to return to: to leave the group, Python would wait for the ranks that are gone
             print(f"error: {lost}", file=sys.stderr)
             end_agent(AGENT_SECONDS)
             end_process(CRASHED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -158,10 +159,8 @@ class Started:
 
     def __exit__(self, *_: object) -> None:
         for pid in self.alive():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait()
 
 
@@ -244,7 +243,9 @@ class TwoHosts:
 
     def cut(self) -> None:
         """Pull the cable: packets are lost, nobody is told."""
-        for name in self.names:  # an address of nobody's: the other's answer no longer finds its way, and no error comes back
+        for (
+            name
+        ) in self.names:  # an address of nobody's: the other's answer no longer finds its way, and no error comes back
             _ip("-n", name, "neigh", "replace", "10.77.0.1", "lladdr", "02:00:00:00:00:99", "dev", "eth0")
             _ip("-n", name, "neigh", "replace", "10.77.0.2", "lladdr", "02:00:00:00:00:99", "dev", "eth0")
 
@@ -253,7 +254,13 @@ class TwoHosts:
         port = 29400 + os.getpid() % 500
         return [
             Started(
-                ["ip", "netns", "exec", name, *_agent(experiment, number, f"10.77.0.1:{port}", f"10.77.0.{number + 1}")],
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    name,
+                    *_agent(experiment, number, f"10.77.0.1:{port}", f"10.77.0.{number + 1}"),
+                ],
                 folder,
                 f"host{number}",
                 GLOO_SOCKET_IFNAME="eth0",

@@ -134,7 +134,7 @@ def test_a_killed_run_is_told_from_a_running_one(place: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", KILLED, str(place)], env=env, check=False)
     assert control.status(str(place))["state"] == "died"
-    with pytest.raises(UserError, match="is not running: .*died without a word") as caught:
+    with pytest.raises(UserError, match=r"is not running: .*died without a word") as caught:
         control.ask(str(place), "save", 5.0)
     assert caught.value.exit_code == 2
     beat = place / "control" / "heartbeat.json"

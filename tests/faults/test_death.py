@@ -135,6 +135,14 @@ def test_a_rank_that_dies_ends_the_run_in_two_seconds(place: Path, rank: int, st
         assert len(r.errors) == 3
 
 
+def training_now(place: Path) -> bool:
+    """Whether this start, not one before, has come to a step."""
+    if not (place / "run" / "config.json").exists():
+        return False
+    found = control.status(str(place / "run"))
+    return found["state"] == "running" and bool(found["step"])
+
+
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_nobody_and_the_run_counts_as_dead(place: Path) -> None:
     text = """
@@ -144,7 +152,7 @@ def test_a_killed_launcher_leaves_nobody_and_the_run_counts_as_dead(place: Path)
     """
     for number, start in enumerate((lambda: run("Two", place), lambda: script(text, place))):
         with start() as r:
-            r.until(lambda r=r: (place / "run" / "metrics.jsonl").exists() and control.status(str(place / "run"))["step"])
+            r.until(lambda r=r: training_now(place) or r.process.poll() is not None)
             assert len(r.alive()) >= 3
             r.process.kill()
             took = r.until_over(10.0)
@@ -165,7 +173,7 @@ def test_a_terminated_launcher_saves_and_the_run_goes_on_from_there(place: Path)
         assert f"resume  step {stopped}," in r.said
         os.kill(r.ranks()[1], signal.SIGSTOP)  # so that it cannot save
         r.process.send_signal(signal.SIGINT)
-        r.until(lambda: "stopping: saving a checkpoint" in r.said)
+        time.sleep(0.5)  # the other rank waits in C, where it cannot say that it was asked
         assert r.process.poll() is None
         r.process.send_signal(signal.SIGINT)
         took = r.until_over(10.0)
@@ -255,7 +263,9 @@ def over(agents: list[Started], seconds: float) -> float:
 
 def training(agents: list[Started]) -> None:
     metrics = agents[0].folder / "run" / "metrics.jsonl"
-    agents[0].until(lambda: metrics.exists() and any("loss" in json.loads(t) for t in metrics.open() if t[-1] == "\n"), 90)
+    agents[0].until(
+        lambda: metrics.exists() and any("loss" in json.loads(t) for t in metrics.open() if t[-1] == "\n"), 90
+    )
 
 
 @pytest.mark.slow

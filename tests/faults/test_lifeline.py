@@ -25,7 +25,9 @@ if os.fork() == 0:
 open(f"ready-{os.environ['RANK']}", 'w').close()
 time.sleep(END)
 """
-LAUNCH = "import sys; from forgather_dsl.parallel.launch import launch; sys.exit(launch([sys.executable, '-c', RANK], 2))"
+LAUNCH = (
+    "import sys; from forgather_dsl.parallel.launch import launch; sys.exit(launch([sys.executable, '-c', RANK], 2))"
+)
 AGENT = """
 import os, subprocess, sys, time
 env = os.environ | {'TORCHELASTIC_RUN_ID': 'none', 'RANK': '0'}
@@ -69,7 +71,7 @@ def test_a_rank_of_torchrun_dies_with_its_agent_and_what_it_has_started_with_it(
         with started(AGENT, folder, 1) as run:
             rank = run.ranks()[0]
             # Those that have left the group: torchrun gives no mark to find them by.
-            run.until(lambda: len([p for p in run.alive() if os.getpgid(p) == rank]) == 2)
+            run.until(lambda rank=rank, run=run: len([p for p in run.alive() if os.getpgid(p) == rank]) == 2)
             mine = [pid for pid in run.alive() if os.getpgid(pid) == rank]
             os.kill(run.process.pid if victim == "agent" else rank, signal.SIGKILL)
             run.until(lambda mine=mine: all(state(pid) in "XZ" for pid in mine), 10.0)
@@ -77,7 +79,7 @@ def test_a_rank_of_torchrun_dies_with_its_agent_and_what_it_has_started_with_it(
 
 def test_a_rank_that_was_started_by_hand_may_outlive_its_shell(tmp_path: Path) -> None:
     code = "from forgather_dsl.parallel.lifeline import die_with_launcher; die_with_launcher(); import time; open('ready-0', 'w').close(); time.sleep(300)"
-    shell = f"RANK=0 WORLD_SIZE=2 {sys.executable} -c \"{code}\" & while ! [ -e ready-0 ]; do sleep 0.02; done"
+    shell = f'RANK=0 WORLD_SIZE=2 {sys.executable} -c "{code}" & while ! [ -e ready-0 ]; do sleep 0.02; done'
     with Started(["sh", "-c", shell], tmp_path) as run:
         run.until(lambda: run.process.poll() is not None)
         assert len(run.alive()) == 1
