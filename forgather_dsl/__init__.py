@@ -116,6 +116,7 @@ __all__ = [
     "VMin",
     "WarmupCosine",
     "WarmupStableDecay",
+    "Watchdog",
     "ZeroBubble",
     "ZeroBubbleH1",
     "ZeroBubbleH2",

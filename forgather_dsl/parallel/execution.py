@@ -8,6 +8,7 @@ so waiting counts as bubble. Raises RuntimeError naming what is left over at the
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from forgather_dsl.parallel.deferred import Owed, WeightGradients
 from forgather_dsl.parallel.failures import ActionFailed, PeerLost
 from forgather_dsl.parallel.messages import Message, Messages
+from forgather_dsl.parallel.progress import PROGRESS
 from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import Action
@@ -97,10 +99,12 @@ class Execution:
         Raises ActionFailed for an action that raises, PeerLost when a message's other end is gone.
         """
         self._begin = self.clock.now()
+        PROGRESS.run = weakref.ref(self)
         table = {"F": self._forward, "B": self._backward, "I": self._backward, "W": self._weights}
         for number, action in enumerate(actions):
             if holds is not None and number == warm_up and not self._go_on(holds):
                 return False
+            PROGRESS.mark(action)
             try:
                 table[action.kind](action)
             except PeerLost as lost:
@@ -108,6 +112,7 @@ class Execution:
             except Exception as error:
                 raise ActionFailed(self._part(action.stage), action, error) from error
             self._marks[action] = (self._started, self.clock.now())
+        PROGRESS.mark("the end of the actions")
         self._conclude()
         self._check_nothing_left()
         self.messages.finish()
@@ -127,6 +132,25 @@ class Execution:
         """Seconds per action and of the run. On a GPU this waits for it to finish."""
         seconds = {action: self.clock.seconds(*marks) for action, marks in self._marks.items()}
         return Timing(seconds, self.clock.seconds(self._begin, self._end))
+
+    def described(self, action: Action) -> str:
+        """For the watchdog's line."""
+        return f"action {action} ({self._part(action.stage).described}, microbatch {action.microbatch})"
+
+    def on_device(self) -> tuple[int, Action | None, bool]:
+        """How many actions a GPU has finished, the one it is at, and whether that has begun or waits for its message."""
+        marks = list(self._marks.items()) if self.clock.cuda else []
+        for number, (action, (start, end)) in enumerate(marks):
+            if not end.query():
+                return number, action, start.query()
+        return len(marks), None, False
+
+    def awaits(self, action: Action) -> tuple[str, Message] | None:
+        """The rank and the message that an action waits for; None when it takes none from another rank."""
+        kind = "activation" if action.kind == "F" else "gradient"
+        message = Message(kind, action.stage, action.microbatch)
+        source = self.messages.route.sources.get(message)
+        return None if source is None else (self.messages.wire.names[source[0]], message)
 
     def _forward(self, action: Action) -> None:
         stage, k = self.stages[action.stage], action.microbatch

@@ -16,7 +16,8 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from forgather_dsl.parallel.launch import STORE, die_with_launcher
+from forgather_dsl.parallel.launch import STORE
+from forgather_dsl.parallel.lifeline import die_with_launcher
 
 __all__ = ["Mesh", "PipelineGroup", "World", "join", "leave", "make_mesh", "pipeline_group"]
 

@@ -2,14 +2,13 @@
 
 In: a command, the number of ranks, extra environment. Out: an exit code that is 0 only if every rank's was.
 A rank that fails ends the others; ranks die with the launcher, even when it is killed (on Linux by the kernel, elsewhere
-by watching the parent's id); Ctrl-C and SIGTERM are passed on once, a second Ctrl-C kills. Ranks live in sessions of
+by watching the parent's id); Ctrl-C and SIGTERM are passed on once, as SIGTERM, a second Ctrl-C kills. Ranks live in sessions of
 their own, or a terminal would deliver Ctrl-C to them a second time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -17,19 +16,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-__all__ = ["ENVIRONMENT", "LAUNCHER", "STORE", "die_with_launcher", "environment", "launch"]
+from .lifeline import LAUNCHER, Undertaker, bound_to_this, kill_marked
+
+__all__ = ["ENVIRONMENT", "STORE", "environment", "launch", "run_bound"]
 
 STORE = "FORGATHER_STORE"  # path of the file the ranks meet in
-LAUNCHER = "FORGATHER_LAUNCHER"  # process id of the launcher
 CRASHED, INTERRUPTED = 4, 130  # exit codes, see the command line's contract
 GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL for the ranks left behind by one that failed
 SAVING_SECONDS = 30.0  # for the others to end after an interrupt, once the first rank has ended
 POLL_SECONDS = 0.02
-PR_SET_PDEATHSIG = 1
-
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "MKL_CBWR": "AUTO,STRICT"}
 """What every rank runs under unless the user has set it; read when torch is loaded, or at its first matrix product.
@@ -56,14 +54,22 @@ def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = N
         }
         common |= {LAUNCHER: str(os.getpid()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
         ranks: list[subprocess.Popen] = []
+        mark = f"{STORE}={common[STORE]}"
         try:
             for rank in range(world):
                 ranks.append(_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, quiet=rank > 0))
-            return _wait(ranks, signals)
+            with Undertaker(mark, (process.pid for process in ranks)):
+                return _wait(ranks, signals)
         finally:
             _send(ranks, signal.SIGKILL)  # nobody is left but after an error of our own, or a second Ctrl-C
             for process in ranks:
                 process.wait()
+            kill_marked(mark)  # what ranks have started and left
+
+
+def run_bound(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run a command to its end and return its exit code; it dies with this process."""
+    return subprocess.run(command, env=env, preexec_fn=bound_to_this(), check=False).returncode
 
 
 def end_process(code: int) -> NoReturn:
@@ -75,18 +81,6 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def die_with_launcher() -> None:
-    """For a rank to call when it starts: where the kernel does not do it, end this process when its launcher ends."""
-    if LAUNCHER in os.environ and not sys.platform.startswith("linux"):
-        threading.Thread(target=_watch_parent, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
-
-
-def _watch_parent(launcher: int) -> None:
-    while os.getppid() == launcher:
-        time.sleep(0.5)
-    os._exit(CRASHED)
-
-
 def _start(command: Sequence[str], env: Mapping[str, str], quiet: bool) -> subprocess.Popen:
     return subprocess.Popen(
         command,
@@ -94,41 +88,31 @@ def _start(command: Sequence[str], env: Mapping[str, str], quiet: bool) -> subpr
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if quiet else None,
         start_new_session=True,
-        preexec_fn=_bound_to(os.getpid()),
+        preexec_fn=bound_to_this(),
     )
-
-
-def _bound_to(launcher: int) -> Callable[[], None] | None:
-    """What a child runs before it becomes the rank: ask the kernel to kill it when its parent dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != launcher:  # it died before we asked
-            os._exit(CRASHED)
-
-    return bind
 
 
 def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
     """Until all have ended: the first failure decides, and ends the rest."""
-    code, deadline = 0, float("inf")
+    code, deadline, cut_short = 0, float("inf"), False
     while any(process.returncode is None for process in ranks):
         if signals.interrupts > 1:
             return INTERRUPTED
         if signals.received:
-            _send(ranks, signals.received.pop())
+            signals.received.pop()
+            _send(ranks, signal.SIGTERM)  # while Python starts, SIGINT ends it with a traceback for each rank
         for process in ranks:
-            returncode = process.poll() if process.returncode is None else None
+            returncode = _ended(process)
             if returncode is None:
                 continue
-            ended = _exit_code(returncode)
-            if -returncode not in (signal.SIGINT, signal.SIGTERM) and returncode < 0 and time.monotonic() < deadline:
+            asked = -returncode in (signal.SIGINT, signal.SIGTERM)
+            ended = INTERRUPTED if asked and signals.interrupted else _exit_code(returncode)
+            by_itself = not asked or not (code or signals.interrupted)
+            if returncode < 0 and by_itself and time.monotonic() < deadline:
                 _say_killed(ranks.index(process), -returncode)
-            if signals.interrupted and ended in (0, INTERRUPTED):
-                deadline = min(deadline, time.monotonic() + SAVING_SECONDS)
+            if ended == INTERRUPTED or (signals.interrupted and not ended):
+                cut_short = cut_short or asked
+                deadline = min(deadline, time.monotonic() + (GRACE_SECONDS if asked else SAVING_SECONDS))
                 code = code or ended
             elif ended and not code:
                 code, deadline = ended, time.monotonic() + GRACE_SECONDS
@@ -136,7 +120,21 @@ def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
         if time.monotonic() > deadline:
             _send(ranks, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
+    if cut_short and code == INTERRUPTED:  # ranks save, and say so, from the first step on; before they just die
+        print("interrupted before the first step: nothing to save", file=sys.stderr, flush=True)
     return code
+
+
+def _ended(process: subprocess.Popen) -> int | None:
+    """The exit code of a rank that has just ended, after killing what it has left behind in its process group."""
+    if process.returncode is not None:
+        return None
+    if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+    return process.poll()
 
 
 def _say_killed(rank: int, number: int) -> None:

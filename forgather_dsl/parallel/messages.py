@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from forgather_dsl.parallel.failures import PeerLost
 from forgather_dsl.parallel.group import PipelineGroup
+from forgather_dsl.parallel.progress import PROGRESS
 from forgather_dsl.parallel.route import Message, Route
 from forgather_dsl.parallel.staging import Staging, Waitable, copier
 from forgather_dsl.plan.occupancy import lookahead
@@ -37,10 +38,13 @@ class Transfer(NamedTuple):
 
         Raises PeerLost when the other end is gone.
         """
+        if PROGRESS.awaited is None:
+            PROGRESS.wait(self.peer, "end of a message")
         try:
             self.work.wait()
         except RuntimeError as error:
             raise PeerLost(self.peer, "exchanging a message with it", error) from error
+        PROGRESS.resume()
         if self.target is not self.wire:
             self.target.copy_(self.wire, non_blocking=True)  # on the current stream, from pinned memory
         return self.target
@@ -54,7 +58,7 @@ class Wire:
         self.rank, self.size = (group.rank, group.size) if group else (0, 1)
         self.staging: Staging | None = None  # where tensors are on a GPU and messages go through the host
         ranks = dist.get_process_group_ranks(group.everyone) if group else [0]
-        self._names = [f"rank {rank}" for rank in ranks]  # as the launcher numbers them
+        self.names = [f"rank {rank}" for rank in ranks]  # as the launcher numbers them
 
     def _between(self, source: int, target: int) -> dist.ProcessGroup:
         assert self.group is not None, "one rank has nobody to send to"
@@ -69,14 +73,14 @@ class Wire:
             try:
                 work = dist.isend(wire, group=group, group_dst=target, tag=tag)
             except RuntimeError as error:
-                raise PeerLost(self._names[target], "sending to it", error) from error
+                raise PeerLost(self.names[target], "sending to it", error) from error
             assert work is not None  # None is for callers outside the group
             return work
 
         if staging := self._staging(wire.device):
             send = staging.send(wire, start)
-            return Transfer(send, send.host, send.host, self._names[target])
-        return Transfer(start(wire), wire, wire, self._names[target])
+            return Transfer(send, send.host, send.host, self.names[target])
+        return Transfer(start(wire), wire, wire, self.names[target])
 
     def _staging(self, device: torch.device) -> Staging | None:
         if self.staging is None and device != self.group.wire:  # type: ignore[union-attr]
@@ -91,9 +95,9 @@ class Wire:
         try:
             work = dist.irecv(wire, group=group, group_src=source, tag=tag)
         except RuntimeError as error:
-            raise PeerLost(self._names[source], "receiving from it", error) from error
+            raise PeerLost(self.names[source], "receiving from it", error) from error
         assert work is not None
-        return Transfer(staging.receiving(work) if staging else work, wire, into, self._names[source])
+        return Transfer(staging.receiving(work) if staging else work, wire, into, self.names[source])
 
     def broadcast(self, number: int, source: int) -> int:
         """The `number` of rank `source`, on every rank."""
@@ -102,11 +106,14 @@ class Wire:
         if self.staging:
             self.staging.flush()
         tensor = torch.tensor([number], device=self.group.wire)
+        PROGRESS.wait(self.names[source], "token")
         try:
             dist.broadcast(tensor, group=self.group.everyone, group_src=source)
         except RuntimeError as error:
-            raise PeerLost(self._names[source], "waiting for the token it chose", error) from error
-        return int(tensor.item())
+            raise PeerLost(self.names[source], "waiting for the token it chose", error) from error
+        number = int(tensor.item())
+        PROGRESS.resume()
+        return number
 
     def open(self, pairs: Iterable[tuple[int, int]]) -> None:
         """One message each way between every pair: NCCL connects two ranks at their first message in a group, and both
@@ -200,6 +207,7 @@ class Messages:
         incoming = self.incoming[source]
         try:
             self._post(incoming, message)
+            PROGRESS.wait(self.wire.names[source], message)
             tensor = incoming.posted.pop(message).wait()
             self._post(incoming)
         except PeerLost as lost:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from forgather_dsl.parallel.failures import PeerLost
 from forgather_dsl.parallel.group import Mesh
+from forgather_dsl.parallel.progress import PROGRESS
 
 __all__ = ["BUCKET_BYTES", "sum_gradients"]
 
@@ -35,10 +36,12 @@ def sum_gradients(parameters: Mapping[str, torch.nn.Parameter], mesh: Mesh, buck
         one = bucket[0]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([one.new_tensor(has), *(g.flatten() for g in gradients)]).to(mesh.wire)
+        PROGRESS.wait("the other replicas", "gradients")
         try:
             dist.all_reduce(flat, group=mesh.peers)
         except RuntimeError as error:
             raise PeerLost("another replica", "adding up gradients", error) from error
+        PROGRESS.resume()
         counts, *sums = flat.split([len(bucket), *(p.numel() for p in bucket)])
         for parameter, count, gradient, total in zip(bucket, counts.tolist(), gradients, sums):
             parameter.grad = gradient.copy_(total.view_as(gradient)) if count else None

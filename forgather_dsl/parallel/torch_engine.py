@@ -24,6 +24,7 @@ from forgather_dsl.parallel.execution import Forward, Timing
 from forgather_dsl.parallel.failures import ActionFailed
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.interpreter import Pipeline
+from forgather_dsl.parallel.progress import PROGRESS
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.actions import Action, Kind, Schedule, to_csv
 
@@ -105,6 +106,7 @@ class _Runtime:
         first, last = (any(getattr(s.stage, end) for s in self.stages) for end in ("first", "last"))
         start = time.perf_counter()
         targets = torch.zeros(len(tokens)) if last else None  # the loss knows its own
+        PROGRESS.run = None
         self.schedule.step(*([torch.cat([*tokens])] if first else []), target=targets, return_outputs=False)
         self.span = time.perf_counter() - start
 
@@ -119,8 +121,10 @@ class _Runtime:
     def acting(self, stage: Stage, kind: Kind, microbatch: int) -> Iterator[None]:
         """Time an action, and name it when it fails."""
         action, start = Action(stage.index, kind, microbatch), time.perf_counter()
+        PROGRESS.mark(f"action {action} ({stage.described}, microbatch {microbatch})")
         try:
             yield
+            PROGRESS.wait("another rank", "message in torch's runtime")
         except Exception as error:
             raise ActionFailed(
                 stage, action, error.__cause__ if isinstance(error.__cause__, Exception) else error

@@ -15,7 +15,7 @@ from .data import (
 )
 from .experiment import Experiment
 from .guard import Guard, Spike
-from .logging import Checkpoints, Console, Logger, Sampling
+from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import (
     GELUMLP,
     MLP,
@@ -140,6 +140,7 @@ __all__ = [
     "VMin",
     "WarmupCosine",
     "WarmupStableDecay",
+    "Watchdog",
     "ZeroBubble",
     "ZeroBubbleH1",
     "ZeroBubbleH2",

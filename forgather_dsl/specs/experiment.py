@@ -9,7 +9,7 @@ import attrs
 from ..dsl import Lazy, derived, replace
 from .data import Source, Stdlib, Tokenizer, TrainedBPE
 from .guard import Guard
-from .logging import Checkpoints, Console, Logger, Sampling
+from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .parallel import Parallel, Pipeline, Single, described, placement
 from .training import (
@@ -82,6 +82,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     sampling: Sampling | None = Sampling()
     checkpoints: Checkpoints = Checkpoints()
     guard: Guard = Guard()
+    watchdog: Watchdog | None = Watchdog()
     loggers: tuple[Logger, ...] = (Console(),)
 
     microbatch_size: int = derived(_whole_batch)  # sequences per forward pass; also on one process, so that sums agree

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from ..dsl import Lazy
-from .validators import at_least
+from .validators import at_least, positive
 
 if TYPE_CHECKING:
     import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
@@ -30,6 +30,14 @@ class Sampling(Lazy[Any]):
     max_new_tokens: int = attrs.field(default=64, validator=at_least(1))
     temperature: float = attrs.field(default=0.7, validator=attrs.validators.ge(0.0))  # 0: the likeliest token
     top_k: int | None = attrs.field(default=50, validator=at_least(1))
+
+
+class Watchdog(Lazy[Any]):
+    """How long a run may stand still before it is ended as hung. None: for ever, as when a debugger stops it."""
+
+    seconds: float | None = attrs.field(default=120.0, validator=positive)  # between two actions, batches, ...
+    first_step_seconds: float | None = attrs.field(default=600.0, validator=positive)  # the same before the first step,
+    # where kernels are compiled, and for each file of a checkpoint
 
 
 class Checkpoints(Lazy[Any]):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..parallel.failures import PeerLost
 from ..parallel.group import World
+from ..parallel.progress import PROGRESS
 from .gradients import sum_of_squares
 
 
@@ -26,7 +27,8 @@ class Said(NamedTuple):
 
     loss_sum: float | None = None  # nats; None on ranks that do not hold the loss
     seconds: float = 0.0  # of training so far; rank 0's counts
-    stop: bool = False  # this rank was asked to stop
+    stop: bool = False  # this rank was asked to stop,
+    save: bool = False  # or to save
     memory: int = 0  # peak bytes
     busy: float = 0.0  # seconds in actions,
     span: float = 0.0  # and of the whole schedule on this rank
@@ -39,7 +41,8 @@ class Agreed(NamedTuple):
     loss_sum: float  # nats
     grad_norm: float
     seconds: float  # since the start, by rank 0's clock
-    stop: bool  # some rank was asked to stop
+    stop: bool  # some rank was asked to stop,
+    save: bool  # or to save
     memory: list[int]  # peak bytes per rank
     saved: int  # how a save in the background ended
     bubble: float  # mean share that ranks waited of the step, which lasts until all ranks have finished
@@ -87,17 +90,18 @@ class Ranks:
     def start(self, gradients: Mapping[str, Tensor | None], said: Said) -> Exchange:
         """`agree` without waiting for the others."""
         tail = len(self.names)
-        vector = torch.zeros(tail + 4 + 3 * self.world, dtype=torch.float64)
+        vector = torch.zeros(tail + 5 + 3 * self.world, dtype=torch.float64)
         squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None and self.first}
         if squares:
             values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
             vector[[self._slot[name] for name in squares]] = values
         vector[tail] = said.seconds if self.rank == 0 else 0.0
         vector[tail + 1] = float(said.stop)
-        vector[tail + 2] = said.busy
-        vector[tail + 3] = said.saved if self.rank == 0 else 0
+        vector[tail + 2] = float(said.save)
+        vector[tail + 3] = said.busy
+        vector[tail + 4] = said.saved if self.rank == 0 else 0
         for part, mine in enumerate((said.loss_sum or 0.0, said.memory, said.span)):  # a place for each rank
-            vector[tail + 4 + part * self.world + self.rank] = mine
+            vector[tail + 5 + part * self.world + self.rank] = mine
         own, work = self._agreed(vector), None
         if self.world > 1:
             vector = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
@@ -109,14 +113,14 @@ class Ranks:
         tail, numbers = len(self.names), vector.tolist()
         squares = numbers[:tail]
         norm = math.sqrt(sum(squares))
-        seconds, stops, all_busy, saved, *rest = numbers[tail:]
+        seconds, stops, saves, all_busy, saved, *rest = numbers[tail:]
         losses, memories, spans = (rest[i : i + self.world] for i in range(0, 3 * self.world, self.world))
         longest = max(spans)
         bubble = max(0.0, 1 - all_busy / (self.world * longest)) if longest else 0.0
         lost = tuple(rank for rank, loss in enumerate(losses) if not math.isfinite(loss))
         bad = () if math.isfinite(norm) else tuple(n for n, s in zip(self.names, squares) if not math.isfinite(s))
         peaks = [int(n) for n in memories]
-        return Agreed(sum(losses), norm, seconds, stops > 0, peaks, int(saved), bubble, bad, lost)
+        return Agreed(sum(losses), norm, seconds, stops > 0, saves > 0, peaks, int(saved), bubble, bad, lost)
 
 
 class Exchange(NamedTuple):
@@ -138,7 +142,9 @@ class Exchange(NamedTuple):
 @contextmanager
 def _together() -> Iterator[None]:
     """Around a collective: all ranks take part, or none goes on."""
+    PROGRESS.wait("the other ranks", "numbers")
     try:
         yield
+        PROGRESS.resume()
     except RuntimeError as error:
         raise PeerLost("another rank", "exchanging the numbers of a step", error) from error

@@ -26,6 +26,7 @@ FREE = (
     "loggers",
     "checkpoints",
     "sampling",
+    "watchdog",
     "log_every",
     "eval_every",
     "save_every",

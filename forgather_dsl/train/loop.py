@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import Interrupted
+from ..parallel.progress import PROGRESS
 from ..parallel.replicas import sum_gradients
 from ..specs import Pipeline
 from .agreement import Agreed
@@ -30,7 +31,7 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
         if session.ranks.rank == 0:
             print(f"{session.path} is finished already, at step {session.step}; --resume never trains it again")
         return
-    with Reporter(session, resumed, changes) as report, StopRequest() as request:
+    with Reporter(session, resumed, changes) as report, StopRequest(session.control) as request:
         if session.step == 0 and experiment.sampling is not None:
             _sample(session, report)
         if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
@@ -38,16 +39,16 @@ def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
         while progress(session, seconds) < 1:
             agreed, done = one_step(session, report, request, seconds)
             seconds = agreed.seconds
-            if session.guards.roll_back(report) or done >= 1:
-                continue
-            at_intervals(session, report)
-            if agreed.stop:
-                raise Interrupted(f"interrupted at step {session.step}; saved {session.save(wait=True)}")
+            if not (back := session.guards.roll_back(report)) and done < 1:
+                at_intervals(session, report)
+            if back or done < 1:
+                stop_or_save(session, request, agreed.stop, agreed.save)
         finish(session, report)
 
 
 def one_step(session: Session, report: Reporter, request: StopRequest, seconds: float) -> tuple[Agreed, float]:
     """Train on one batch, or skip it; what all ranks know of the step, and how far the run is. `seconds` are those so far."""
+    PROGRESS.mark("reading a batch")
     batch = session.loader.next_batch()
     valid = batch.num_valid
     lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
@@ -55,7 +56,8 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     with doing(f"in training step {session.step + 1}"):
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
         sum_gradients(session.parameters, session.mesh)
-    agreed = session.ranks.agree(session.gradients(), session.said(loss, request.asked))
+    agreed = session.ranks.agree(session.gradients(), session.said(loss, *request.poll()))
+    PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory
     if agreed.finite:
         with doing(f"updating the weights in step {session.step + 1}"):
@@ -107,6 +109,13 @@ def at_intervals(session: Session, report: Reporter) -> None:
         if not session.guards.save_waits:
             with doing("saving a checkpoint"):
                 session.save()
+
+
+def stop_or_save(session: Session, request: StopRequest, stop: bool, save: bool) -> None:
+    """What all ranks have agreed on. Raises Interrupted to stop."""
+    saved = request.answer(session.step, session.save(wait=True)) if stop or save else ""
+    if stop:
+        raise Interrupted(f"interrupted at step {session.step}; saved {saved}")
 
 
 def finish(session: Session, report: Reporter) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ..errors import Interrupted
+from ..parallel.progress import PROGRESS
 from ..parallel.replicas import sum_gradients
 from .agreement import Agreed
 from .batches import tensors
 from .gradients import clip
-from .loop import at_intervals, progress, set_learning_rate
+from .loop import at_intervals, progress, set_learning_rate, stop_or_save
 from .master import ExactMaster
 from .memory_report import doing
 from .optimizers import named_states
@@ -34,6 +34,7 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
     """
     update: Update | None = None
     while progress(session, 0.0) < 1:
+        PROGRESS.mark("reading a batch")
         batch = session.loader.next_batch()
         valid = batch.num_valid
         done = progress(session, 0.0, ahead=valid)
@@ -41,19 +42,19 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
         with doing(f"in training step {session.step + 1}"):
             loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid, update)
             sum_gradients(session.parameters, session.mesh)
-        stop = update is not None and update.agreed is not None and update.agreed.stop
+        before = update.agreed if update is not None else None
+        stop, save = (before.stop, before.save) if before is not None else (False, False)
         lr = set_learning_rate(session, done)
         session.step, session.tokens = session.step + 1, session.tokens + valid
-        update = Update(session, report, valid, lr, loss, request.asked)
-        if not (stop or done >= 1 or _due(session)):
+        update = Update(session, report, valid, lr, loss, request.poll())
+        if not (stop or save or done >= 1 or _due(session)):
             update.guess()
             continue
-        stop = update.agree().stop or stop
-        update = None
-        if not session.guards.roll_back(report) and done < 1:
+        agreed, update = update.agree(), None
+        if not (back := session.guards.roll_back(report)) and done < 1:
             at_intervals(session, report)
-            if stop:
-                raise Interrupted(f"interrupted at step {session.step}; saved {session.save(wait=True)}")
+        if back or done < 1:
+            stop_or_save(session, request, agreed.stop or stop, agreed.save or save)
 
 
 def _due(session: Session) -> bool:
@@ -68,13 +69,14 @@ class Update:
     """The update after one step. Gradients stay until it is settled."""
 
     def __init__(
-        self, session: Session, report: Reporter, valid: int, lr: float, loss: float | None, stop: bool
+        self, session: Session, report: Reporter, valid: int, lr: float, loss: float | None, asked: tuple[bool, bool]
     ) -> None:
         self.session, self.report, self.valid, self.lr = session, report, valid, lr
         self.limit = session.experiment.clip_norm
         self.agreed: Agreed | None = None
         self.backup: Backup | None = None
-        self.exchange = session.ranks.start(session.gradients(), session.said(loss, stop))
+        self.exchange = session.ranks.start(session.gradients(), session.said(loss, *asked))
+        PROGRESS.mark("updating the weights")
 
     def _plain(self, numbers: Agreed) -> bool:
         """Whether nothing has to be clipped or skipped."""

@@ -9,16 +9,18 @@ import traceback
 from ..dsl import ConfigError
 from ..errors import UserError, printable
 from ..parallel.failures import speaks_first
-from ..parallel.launch import CRASHED, end_process
+from ..parallel.launch import CRASHED, INTERRUPTED, end_process
 from .directory import read_config
 from .prepare import prepare
 from .session import run_session
 from .trainer import TRUSTED
+from .watching import die_by_signals
 
 
 def main(arguments: list[str]) -> int:
     """Train as this rank; the exit code follows the command line's contract."""
     path, resume, *changes = arguments
+    die_by_signals()
     try:
         experiment = read_config(path, trust=os.environ.get(TRUSTED) == "1")
         run_session(experiment, path, prepare(experiment), resume=resume, changes=changes)
@@ -26,6 +28,8 @@ def main(arguments: list[str]) -> int:
         if speaks_first():  # what the ranks refuse they refuse together: one of them says why
             print(printable(f"error: {error}"), file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception:
         if speaks_first():
             traceback.print_exc()

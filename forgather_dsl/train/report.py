@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__
 from ..dsl import build
+from ..parallel.progress import PROGRESS
 from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks
 from .agreement import Agreed
 from .checkpoint import Saved
@@ -63,6 +64,9 @@ class Reporter:
         """One optimizer step; a record every `log_every`, of the first and last, and of every one that was skipped."""
         session, e = self.session, self.session.experiment
         self._steps, self._tokens = self._steps + 1, self._tokens + valid
+        PROGRESS.stepped = True
+        if session.control is not None:
+            session.control.step(session.step, agreed.loss_sum / valid, session.tokens)
         if session.step % e.log_every and session.step != 1 and progress < 1 and agreed.finite:
             return
         spent = max(1e-9, time.monotonic() - self._since)

@@ -10,7 +10,8 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ import torch
 
 from ..data.loader import Loader
 from ..dsl import ConfigError, build
-from ..errors import UserError
+from ..errors import Interrupted, UserError
 from ..models.init import initialise
 from ..parallel.failures import PeerLost
 from ..parallel.group import Mesh, World, join, leave, make_mesh
 from ..parallel.interpreter import Pipeline
+from ..parallel.progress import PROGRESS, on_disk
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
@@ -36,6 +38,7 @@ from .directory import read_layout
 from .guards import Guards
 from .memory_report import MemoryReport, doing
 from .prepare import Prepared, prepare
+from .watching import Watch
 
 FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,
 LOST_SECONDS = 0.5  # and when another rank is gone: its part may be there already
@@ -66,6 +69,7 @@ class Session:
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
         self._since = time.monotonic()
+        self.control: Any = None  # a Control, on rank 0 of a run
 
     def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
         e = self.experiment
@@ -100,11 +104,12 @@ class Session:
         """Of this rank's parameters, by name."""
         return {name: parameter.grad for name, parameter in self.parameters.items()}
 
-    def said(self, loss_sum: float | None, stop: bool) -> Said:
+    def said(self, loss_sum: float | None, stop: bool, save: bool) -> Said:
         """What this rank tells the others of the step it has run."""
+        PROGRESS.mark("the end of the step")
         timing = self.pipeline.timing
         memory, saved = self.peak_memory(), self.saver.outcome()
-        return Said(loss_sum, self.elapsed(), stop, memory, timing.busy, timing.span, saved)
+        return Said(loss_sum, self.elapsed(), stop, save, memory, timing.busy, timing.span, saved)
 
     @property
     def eval_loss(self) -> float | None:
@@ -117,6 +122,7 @@ class Session:
         self.saver.before_update()
         self.optimizer.step()
 
+    @on_disk("saving a checkpoint")
     def save(self, wait: bool = False) -> str:
         """Write a checkpoint, beside training unless told otherwise; returns its path. All ranks must call it.
 
@@ -128,10 +134,12 @@ class Session:
         """
         return self.saver.save(saving.contents(self), wait)
 
+    @on_disk("saving a checkpoint")
     def finish_saving(self) -> str | None:
         """Wait until the save under way is committed; why it was not, or None. All ranks must call it."""
         return self.saver.finish()
 
+    @on_disk("reading a checkpoint")
     def restore(self, saved: Saved) -> None:
         """Go on from a verified checkpoint, whatever the number of stages that wrote it.
 
@@ -180,11 +188,22 @@ def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume
     Raises:
         UserError: training failed (exit code 4). Interrupted: stopped and saved (130).
     """
-    world = join()
+    with Watch(experiment) as watch:
+        watch.open(path)
+        world = join(timeout_seconds=watch.timeout_seconds)
+        with _leaving(world):
+            _train(experiment, path, prepared, world, resume, changes, watch)
+
+
+@contextmanager
+def _leaving(world: World) -> Iterator[None]:
+    """Leave the group at the end; not after a failure, where that waits for ranks that are gone and the process ends anyway."""
     try:
-        _train(experiment, path, prepared, world, resume, changes)
-    finally:
+        yield
+    except Interrupted:
         leave(world)
+        raise
+    leave(world)
 
 
 def join_session(experiment: Experiment, resume: str, describe: Callable[[], tuple[str, list[str]]]) -> str:
@@ -196,27 +215,32 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
     Returns:
         The run directory.
     """
-    world = join()
-    try:
+    with Watch(experiment) as watch, _leaving(world := join(timeout_seconds=watch.timeout_seconds)):
         ranks = Ranks(world, [])
         said: tuple[str, list[str], str | None] = ("", [], None)
-        if ranks.rank == 0:
-            try:
-                prepare(experiment)
-                said = (*describe(), None)
-            except (UserError, ConfigError) as error:
-                said = ("", [], str(error))
-        path, changes, problem = ranks.gather(said)[0]
+        with PROGRESS.pause():  # one rank works, the others wait, as long as it takes
+            if ranks.rank == 0:
+                try:
+                    prepare(experiment)
+                    said = (*describe(), None)
+                except (UserError, ConfigError) as error:
+                    said = ("", [], str(error))
+            path, changes, problem = ranks.gather(said)[0]
         if problem is not None:
             raise UserError(problem if ranks.rank == 0 else "")
-        _train(experiment, path, prepare(experiment), world, resume, changes)
+        watch.open(path)
+        _train(experiment, path, prepare(experiment), world, resume, changes, watch)
         return path
-    finally:
-        leave(world)
 
 
 def _train(
-    experiment: Experiment, path: str, prepared: Prepared, world: World, resume: str, changes: list[str]
+    experiment: Experiment,
+    path: str,
+    prepared: Prepared,
+    world: World,
+    resume: str,
+    changes: list[str],
+    watch: Watch,
 ) -> None:
     from .loop import train
 
@@ -224,8 +248,10 @@ def _train(
     np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
     torch.manual_seed(experiment.seed)
     with MemoryReport(experiment, path, world) as report:
+        PROGRESS.mark("building its part of the model")
         with doing("building its part of the model"):
             report.session = session = Session(experiment, path, prepared, world)
+        session.control = watch.control
         with doing("restoring a checkpoint"):
             saved = saving.find(session, resume)
             if saved is not None:

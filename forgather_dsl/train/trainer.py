@@ -7,14 +7,15 @@ several are launched, each reading `config.json` of the run directory.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from ..dsl import ConfigError, Untrusted, check, to_dict, warnings
 from ..dsl.inert import strangers
 from ..errors import Interrupted, UserError, printable
-from ..parallel.launch import ENVIRONMENT, environment, launch
+from ..parallel.cluster import adopt_slurm
+from ..parallel.launch import CRASHED, ENVIRONMENT, end_process, environment, launch, run_bound
+from ..parallel.lifeline import AGENT_SECONDS, die_with_launcher, end_agent
 from ..plan.fit import require_fit
 from ..plan.layout import schedule_problems
 from ..plan.profile import measured_with
@@ -22,6 +23,7 @@ from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
 from .changes import refuse_changes
+from .stopping import terminable
 
 if TYPE_CHECKING:
     from ..runs.run import Run
@@ -68,6 +70,10 @@ class Trainer:
             UserError: data, hardware or training failed; `exit_code` says which.
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint was saved.
         """
+        with terminable():
+            return self._fit()
+
+    def _fit(self) -> Run:
         from ..runs.run import Run
         from .prepare import prepare
 
@@ -75,6 +81,8 @@ class Trainer:
             raise UserError(
                 "fit() was called while a rank imported this script; put the call under if __name__ == '__main__':"
             )
+        if adopt_slurm() or "RANK" in os.environ:
+            die_with_launcher()
         experiment = self.experiment
         check(experiment, schedule_problems(experiment))
         for text in warnings(experiment):
@@ -121,7 +129,8 @@ class Trainer:
             self._environment(path),
         )
         if code == 130:
-            raise Interrupted("")  # rank 0 has said what was saved
+            raise Interrupted("")  # what was saved is said
+        code = CRASHED if code == 1 else code  # of Python itself, at an import, or of its faulthandler
         if code:
             raise UserError(f"the ranks ended with exit code {code}; what they said stands above", exit_code=code)
 
@@ -137,23 +146,35 @@ class Trainer:
 
     def _as_rank(self) -> Run:
         """A rank of torchrun or of a cluster."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # in time unless the caller has imported torch
+        from ..parallel.failures import PeerLost
         from ..runs.run import Run
         from .session import join_session
+        from .watching import die_by_signals
+
+        die_by_signals()
 
         def describe() -> tuple[str, list[str]]:
             path, changes = self._directory()
             directory.write(self.experiment, path, self.target, self.command)
             return path, changes
 
-        return Run(join_session(self.experiment, self.resume, describe))
+        try:
+            return Run(join_session(self.experiment, self.resume, describe))
+        except (
+            PeerLost
+        ) as lost:  # nothing to return to: to leave the group, Python would wait for the ranks that are gone
+            print(f"error: {lost}", file=sys.stderr)
+            end_agent(AGENT_SECONDS)
+            end_process(CRASHED)
 
 
 def _measured(experiment: Experiment, path: str, more: dict[str, str]) -> Experiment:
     """The experiment, planned with seconds that a process of its own measures, in the threads that a rank has."""
     file = os.path.abspath(os.path.join(path, "profile.json"))
     command = [sys.executable, "-m", "forgather_dsl.train.profile", os.path.join(path, "config.json"), file]
-    done = subprocess.run(command, env={**environment(world_size(experiment)), **os.environ, **more})
-    if done.returncode:
+    if run_bound(command, {**environment(world_size(experiment)), **os.environ, **more}):
         raise UserError("the times could not be measured; what went wrong stands above", exit_code=4)
     print(f"measured what each part of the model takes: {file}")
     return measured_with(experiment, file)

@@ -143,7 +143,7 @@ def test_a_terminal_does_not_deliver_the_interrupt_itself(tmp_path):
 
 
 def test_a_second_interrupt_kills_at_once(tmp_path):
-    body = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + report(tmp_path) + "time.sleep(60)"
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + report(tmp_path) + "time.sleep(60)"
     running = launcher(body)
     ids = pids(tmp_path, 2)
     running.send_signal(signal.SIGINT)
