@@ -174,6 +174,8 @@ def run(one: Experiment, out: str, rank: int, resume: str = "never") -> str:
     except Interrupted:
         return "interrupted"
     except UserError as error:
+        if torch.distributed.is_initialized():  # a rank that failed ends; this one has more to do
+            torch.distributed.destroy_process_group()
         return str(error)
     return ""
 
@@ -211,10 +213,10 @@ def jumps(name: str, folder: str, rank: int, resume: str = "never") -> dict[str,
             batch.targets[:] = np.where(batch.targets >= 0, 254, batch.targets)
         return batch
 
-    def saying(session: Session, loss_sum: float | None, stop: bool) -> Any:
+    def saying(session: Session, loss_sum: float | None, stop: bool, save: bool) -> Any:
         if name == "killed" and session.guards.rollbacks and session.step == 11:
             os.kill(os.getpid(), signal.SIGKILL)
-        return said(session, loss_sum, stop or (name == "asked to stop" and session.step == 12))
+        return said(session, loss_sum, stop or (name == "asked to stop" and session.step == 12), save)
 
     Loader.next_batch = strange
     if resume == "never":

@@ -174,11 +174,11 @@ def train(name: str, kind: str, leg: Leg | None, number: int, folder: str, rank:
     said, restore = Session.said, Session.restore
     wrong: list[str] = []
 
-    def saying(session: Session, loss_sum: float | None, stop: bool) -> Any:
+    def saying(session: Session, loss_sum: float | None, stop: bool, save: bool) -> Any:
         if leg is not None and leg.killed == rank and session.step >= stop_at + 1:
             os.kill(os.getpid(), signal.SIGKILL)
         asked = not last and leg is not None and leg.killed is None and session.step >= stop_at - 1
-        return said(session, loss_sum, stop or asked)
+        return said(session, loss_sum, stop or asked, save)
 
     def restoring(session: Session, saved: checkpoint.Saved) -> None:
         restore(session, saved)

@@ -80,11 +80,11 @@ def test_a_signal_during_a_save_lets_it_finish_and_stops_after_the_next_step(
 ) -> None:
     save, asked = Session.save, []
 
-    def interrupted(session: Session) -> str:
+    def interrupted(session: Session, wait: bool = False) -> str:
         if not asked:
             asked.append(session.step)
             os.kill(os.getpid(), signal.SIGTERM)
-        return save(session)
+        return save(session, wait)
 
     monkeypatch.setattr(Session, "save", interrupted)
     with pytest.raises(Interrupted, match="interrupted at step 4; saved") as caught:

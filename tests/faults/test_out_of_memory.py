@@ -67,7 +67,7 @@ def refuse(*_: Any, **__: Any) -> Any:
         ("torch.optim.AdamW.step", "updating the weights in step 1: rank 0, stage 0 of 1 (layers 0 to 1): RuntimeError at "),
         ("forgather_dsl.train.loop.evaluate", "evaluating on the held-out text: rank 0, stage 0 of 1"),
         ("forgather_dsl.train.loop.write_sample", "writing a sample: rank 0, stage 0 of 1"),
-        ("forgather_dsl.train.checkpoint.save", "saving a checkpoint: rank 0, stage 0 of 1"),
+        ("forgather_dsl.train.saving.contents", "saving a checkpoint: rank 0, stage 0 of 1"),
         (
             "forgather_dsl.train.loss.CrossEntropy.__call__",
             "in training step 1: rank 0, stage 0 of 1 (layers 0 to 1), microbatch 0, action 0F0: RuntimeError at ",

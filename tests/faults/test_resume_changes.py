@@ -64,6 +64,7 @@ FREELY: dict[str, Any] = {
     "loggers": (),
     "checkpoints": Checkpoints(keep_last=7),
     "sampling": Sampling(),
+    "watchdog": None,
     "log_every": 3,
     "eval_every": 5,
     "save_every": None,

@@ -36,6 +36,7 @@ from forgather_dsl.interop.convert import from_folder, to_folder
 from forgather_dsl.interop.families import from_config, to_config
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.train import checkpoint, directory
+from forgather_dsl.train.checkpoint.snapshot import source
 from forgather_dsl.train.weights import alone, save_weights
 
 SEQ = 24
@@ -520,8 +521,8 @@ def test_slices_of_a_spread_head_become_one_tensor(tmp_path: Path, corpus: Path)
             )
         }
         state = {"data": {}, "optimizer": "AdamW", "tokens": 1, "seconds": 1.0}
-        tensors = {f"weights/{n}": t for n, t in mine.items()}
-        checkpoint.save(str(tmp_path / "run" / "checkpoints"), 5, tensors, state, {}, Two(rank, meet), 2, slices)
+        what = checkpoint.Contents(5, [source(f"weights/{n}", t) for n, t in mine.items()], state, slices=slices)
+        checkpoint.Saver(str(tmp_path / "run" / "checkpoints"), Two(rank, meet)).save(what, wait=True)
 
     in_two_threads(write)
     to_folder(str(tmp_path / "run"), str(tmp_path / "hf"))

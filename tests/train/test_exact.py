@@ -165,12 +165,12 @@ def is_automatic(experiment):
     return isinstance(experiment.parallel, Pipeline) and isinstance(experiment.parallel.schedule, Auto)
 
 
-LARGE = ("PP4ZeroBubbleV", "MistralPP4")
+LARGE = ("PP4ZeroBubbleV",)
 
 
 @pytest.mark.parametrize("name", [name for name, cls in RECIPES.items() if cls().model.dim <= 1000 or name in LARGE])
 def test_the_plan_is_within_three_percent_of_every_recipe(name):
-    """Of the large ones, two with a quarter of the layers here; all of them, as they are, in the slow test."""
+    """Of the large ones, one with a quarter of the layers here; all of them, as they are, in the slow test."""
     experiment = RECIPES[name]()
     if experiment.model.dim > 1000:
         experiment = replace(experiment, model=replace(experiment.model, num_layers=8))
