@@ -93,7 +93,8 @@ def restore(session: Session, saved: Saved) -> None:
             continue
         parameter, held = states[_owner(key)]
         on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
-        held[key.rpartition("/")[2]] = tensor if on_host else tensor.to(parameter.device)
+        # copied: what is read is a view of the file, which may be deleted or cut while training goes on
+        held[key.rpartition("/")[2]] = tensor.to("cpu" if on_host else parameter.device, copy=True)
     for name, (_, held) in states.items() if same else ():
         held.update(saved.manifest["scalars"].get(name, {}))
     if not same and session.ranks.rank == 0:  # only with --allow-change, as below

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import timeit
 from pathlib import Path
 
 import pytest
@@ -214,17 +213,6 @@ def test_messages_are_waited_for_longer_than_the_watchdog_waits() -> None:
     for limits in ((120, 600), (5, 5), (7200, 100), (float("inf"), 600)):
         assert gloo_timeout(*limits) >= 1800
         assert gloo_timeout(*limits) > min(max(limits), 86400 * 6)
-
-
-def test_a_mark_costs_less_than_a_microsecond() -> None:
-    progress, action = Progress(), (1, "F", 2)
-
-    def one_action() -> None:  # all that an action with a message does
-        progress.mark(action)
-        progress.wait("rank 1", action)
-        progress.resume()
-
-    assert min(timeit.repeat(one_action, number=10_000, repeat=20)) / 10_000 < 1e-6
 
 
 def test_on_disk_hands_on_what_the_function_returns() -> None:

@@ -18,7 +18,7 @@ from small_runs import losses, records, run_script, weights
 
 from forgather_dsl import Run, Trainer, UserError, replace
 from forgather_dsl.dsl import ConfigError, snapshot
-from forgather_dsl.train import checkpoint
+from forgather_dsl.train import checkpoint, loop
 from forgather_dsl.train.checkpoint import manifest
 
 
@@ -140,19 +140,56 @@ def test_a_finished_run_is_not_trained_again(small: Any, tmp_path: Path, capsys:
     assert "finished already" in capsys.readouterr().out
 
 
+def _flip(tensors: Path) -> None:
+    damaged = bytearray(tensors.read_bytes())
+    damaged[-5] ^= 1
+    tensors.write_bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (_flip, "does not match its hash"),
+        (lambda tensors: os.truncate(tensors, tensors.stat().st_size // 2), "rank-0.safetensors has "),
+        (lambda tensors: tensors.unlink(), "No such file"),
+        (lambda tensors: (tensors.parent / "manifest.json").unlink(), "No such file"),
+    ],
+    ids=["flipped", "truncated", "no tensors", "no manifest"],
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
-    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Any, said: str
 ) -> None:
     out = tmp_path / "run"
-    whole = losses(Trainer(small.Hard(), out=str(out)).fit().path)
-    newest = out / "checkpoints" / "step-00000006" / "rank-0.safetensors"
-    damaged = bytearray(newest.read_bytes())
-    damaged[-5] ^= 1
-    newest.write_bytes(damaged)
-    assert "does not match its hash" in str(checkpoint.problem(str(newest.parent)))
-    assert losses(Trainer(small.Hard(), out=str(out)).fit().path) == whole
-    assert "step-00000006 is damaged" in capsys.readouterr().err
+    Trainer(small.Hard(), out=str(out)).fit()
+    whole, expected = losses(str(out)), {name: tensor.clone() for name, tensor in weights(str(out)).items()}
+    newest = out / "checkpoints" / "step-00000006"
+    harm(newest / "rank-0.safetensors")
+    assert said in str(checkpoint.problem(str(newest)))
+    Trainer(small.Hard(), out=str(out)).fit()
+    assert losses(str(out)) == whole
+    found = weights(str(out))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert capsys.readouterr().err.count("step-00000006 is damaged") == 1
     assert (out / "checkpoints" / "step-00000006.bad").is_dir()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+def test_what_was_restored_does_not_hang_on_the_file(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    Trainer(replace(small.Hard(), steps=3), out=str(out)).fit()
+    step, mapped = loop.one_step, []
+
+    def looking(*arguments: Any) -> Any:
+        done = step(*arguments)
+        mapped.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if str(out) in line)
+        return done
+
+    monkeypatch.setattr(loop, "one_step", looking)
+    Trainer(replace(small.Hard(), steps=5), out=str(out)).fit()
+    assert [line for line in mapped if ".safetensors" in line] == []
 
 
 def test_a_manifest_cannot_name_files_elsewhere(small: Any, tmp_path: Path) -> None:
