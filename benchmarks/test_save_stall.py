@@ -8,6 +8,7 @@ a ratio pairs two times of one round. The aim is 1.05 in the background.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -15,18 +16,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
-from forgather_dsl import AdamW, Experiment, Llama, patch
-from forgather_dsl.dsl import build
-from forgather_dsl.models.init import initialise
-from forgather_dsl.parallel.interpreter import Pipeline
-from forgather_dsl.parallel.stage import Stage
-from forgather_dsl.plan.schedules import accumulate
-from forgather_dsl.train.checkpoint import Contents, Saver
-from forgather_dsl.train.checkpoint.snapshot import source
-from forgather_dsl.train.loss import CrossEntropy
-from forgather_dsl.train.optimizers import named_states, parameter_groups
+from forgather_dsl.parallel.launch import ENVIRONMENT
+
+for name, value in ENVIRONMENT.items():  # as in a run; read when torch is loaded
+    os.environ.setdefault(name, value)
+import torch  # noqa: E402
+
+from forgather_dsl import AdamW, Experiment, Llama, patch  # noqa: E402
+from forgather_dsl.dsl import build  # noqa: E402
+from forgather_dsl.models.init import initialise  # noqa: E402
+from forgather_dsl.parallel.interpreter import Pipeline  # noqa: E402
+from forgather_dsl.parallel.stage import Stage  # noqa: E402
+from forgather_dsl.plan.schedules import accumulate  # noqa: E402
+from forgather_dsl.train.checkpoint import Contents, Saver  # noqa: E402
+from forgather_dsl.train.checkpoint.snapshot import source  # noqa: E402
+from forgather_dsl.train.loss import CrossEntropy  # noqa: E402
+from forgather_dsl.train.optimizers import named_states, parameter_groups  # noqa: E402
 
 INTERVAL = 10  # steps
 VOCAB, SEQ = 11_000, 256
