@@ -8,7 +8,11 @@ import pytest
 
 from forgather_dsl.parallel.launch import ENVIRONMENT
 
-for name, value in ENVIRONMENT.items():  # before torch is imported: this process has to compute as the ranks do
+# two processes of tests share the cores, so threads that wait had better sleep
+for name, value in {
+    **ENVIRONMENT,
+    "GOMP_SPINCOUNT": "0",
+}.items():  # before torch is imported: this process has to compute as the ranks do
     os.environ.setdefault(name, value)
 
 
