@@ -51,9 +51,14 @@ class WeightGradients:
 
     @staticmethod
     def settle(owed: Owed) -> None:
-        """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done."""
+        """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done.
+
+        The latest first, as its tensors may still be in the cache; in the order of the backward where a parameter occurs
+        twice, for the bits of its sum.
+        """
+        take = owed.pop if len({id(arguments[0]) for _, arguments in owed}) == len(owed) else owed.popleft
         while owed:
-            accumulate, arguments = owed.popleft()
+            accumulate, arguments = take()
             accumulate(*arguments)
             del arguments
 

@@ -18,7 +18,7 @@ from .stage_cost import StageCost
 __all__ = ["LOOKAHEAD", "Occupancy", "lookahead"]
 
 LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for (parallel/messages.py)
-SMALL_LOOKAHEAD, SMALL = 16, 2**20  # but up to 16 while they hold no more than 1 MiB
+SMALL_LOOKAHEAD, SMALL = 16, 2**22  # but up to 16 while they hold no more than 4 MiB
 
 
 def lookahead(message: int) -> int:
