@@ -56,6 +56,14 @@ def test_the_readme_names_every_make_target_it_uses() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_the_tests_that_a_page_names_are_there() -> None:
+    page = (README.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(file.read_text(encoding="utf-8") for file in (README.parent / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) >= 20
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (README.parent / page).read_text()

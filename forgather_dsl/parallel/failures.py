@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from forgather_dsl.errors import UserError
-from forgather_dsl.parallel.launch import STORE
+from forgather_dsl.parallel.launch import OVER, STORE
 from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.actions import Action
@@ -74,8 +74,8 @@ def speaks_first() -> bool:
 
 
 def failed() -> bool:
-    """Whether a rank of this run has said that it failed."""
-    return STORE in os.environ and os.path.exists(_mark())
+    """Whether a rank of this run has failed: it has said so, or the launcher has seen it end."""
+    return STORE in os.environ and (os.path.exists(_mark()) or os.path.exists(os.environ[STORE] + OVER))
 
 
 def _mark() -> str:

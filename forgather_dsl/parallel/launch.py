@@ -21,11 +21,12 @@ from typing import NoReturn
 
 from .lifeline import LAUNCHER, Undertaker, bound_to_this, kill_marked
 
-__all__ = ["ENVIRONMENT", "STORE", "environment", "launch", "run_bound"]
+__all__ = ["ENVIRONMENT", "OVER", "STORE", "environment", "launch", "run_bound"]
 
 STORE = "FORGATHER_STORE"  # path of the file the ranks meet in
+OVER = ".over"  # what the path of a file ends with that is there once a rank has failed: what follows is no request to stop
 CRASHED, INTERRUPTED = 4, 130  # exit codes, see the command line's contract
-GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL for the ranks left behind by one that failed
+GRACE_SECONDS = 1.5  # from SIGTERM to SIGKILL for the ranks left behind by one that failed
 SAVING_SECONDS = 30.0  # for the others to end after an interrupt, once the first rank has ended
 POLL_SECONDS = 0.02
 
@@ -62,7 +63,7 @@ def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = N
             for rank in range(world):
                 ranks.append(_start(command, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, quiet=rank > 0))
             with Undertaker(mark, (process.pid for process in ranks)):
-                return _wait(ranks, signals)
+                return _wait(ranks, signals, common[STORE] + OVER)
         finally:
             _send(ranks, signal.SIGKILL)  # nobody is left but after an error of our own, or a second Ctrl-C
             for process in ranks:
@@ -95,8 +96,8 @@ def _start(command: Sequence[str], env: Mapping[str, str], quiet: bool) -> subpr
     )
 
 
-def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
-    """Until all have ended: the first failure decides, and ends the rest."""
+def _wait(ranks: list[subprocess.Popen], signals: _Signals, over: str) -> int:
+    """Until all have ended: the first failure decides, and ends the rest, who find a file `over`."""
     code, deadline, cut_short = 0, float("inf"), False
     while any(process.returncode is None for process in ranks):
         if signals.interrupts > 1:
@@ -119,6 +120,8 @@ def _wait(ranks: list[subprocess.Popen], signals: _Signals) -> int:
                 code = code or ended
             elif ended and not code:
                 code, deadline = ended, time.monotonic() + GRACE_SECONDS
+                with contextlib.suppress(OSError):
+                    os.close(os.open(over, os.O_CREAT))
                 _send(ranks, signal.SIGTERM)
         if time.monotonic() > deadline:
             _send(ranks, signal.SIGKILL)

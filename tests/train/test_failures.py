@@ -12,7 +12,7 @@ from small_runs import run_script
 from forgather_dsl import Trainer
 from forgather_dsl.errors import UserError
 from forgather_dsl.parallel import failures
-from forgather_dsl.parallel.launch import STORE
+from forgather_dsl.parallel.launch import OVER, STORE
 
 PARTS = """
 import os, signal, torch
@@ -122,3 +122,6 @@ def test_of_ranks_that_fail_together_one_speaks(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv(STORE, str(tmp_path / "store"))
     assert not failures.failed()
     assert [failures.speaks_first(), failures.speaks_first(), failures.failed()] == [True, False, True]
+    monkeypatch.setenv(STORE, str(tmp_path / "other"))
+    (tmp_path / f"other{OVER}").touch()  # the launcher has seen a rank end that could say nothing: a survivor speaks
+    assert [failures.failed(), failures.speaks_first()] == [True, True]
