@@ -20,7 +20,7 @@ def control_verb(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """How a run is doing, or have it save a checkpoint now, or save and stop."""
+    """See how a run is doing; have it save, or stop."""
 
     def work() -> None:
         from ..train import control

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ..interop.convert import Converted
 
 KINDS, DTYPES = ("hf", "checkpoint"), ("float32", "bfloat16", "float16")
-HELP = """Move weights to and from Hugging Face folders of Llama, Mistral, Qwen 2 and Qwen 3.
+HELP = """Move weights to and from Hugging Face folders.
+
+Of Llama, Mistral, Qwen 2 and Qwen 3.
 
 convert RUN|CHECKPOINT --to hf --out DIR: writes config.json and safetensors, which transformers loads.
 

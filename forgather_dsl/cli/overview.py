@@ -28,7 +28,7 @@ def print_overview() -> None:
     if runs:
         say(f'  {prog()} generate {runs[0]} "def "')
     else:
-        say(f"  {prog()} run{' ' * 30}# trains {first}: a minute or two, nothing is downloaded")
+        say(f"  {prog()} run{' ' * 30}# trains {first}: about a minute, nothing is downloaded")
     say(f"  {prog()} ls{' ' * 31}# what each experiment is")
     other = next((target for target in targets if target != first), first)
     say(f"  {prog()} diff {first} {other}")

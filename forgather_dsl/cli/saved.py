@@ -15,11 +15,13 @@ from .output import print_json, print_table
 
 def checkpoints_verb(
     run: Annotated[str, typer.Argument(help="a run directory", autocompletion=complete_target)],
-    verify: Annotated[bool, typer.Option("--verify", help="compare the hash of every file; reads all of it")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="compare the hash of every file; exit code 4 if one is damaged")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List a run's checkpoints; with --verify, exit code 4 says that one is damaged."""
+    """List a run's checkpoints, and verify them."""
 
     def work() -> None:
         found = rows(run, verify)
