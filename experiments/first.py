@@ -7,7 +7,7 @@ from forgather_dsl import Experiment, Llama, Muon, Pipeline, patch
 
 
 class First(Experiment):
-    """A Llama of 1.9 M parameters on Python's standard library: a minute or two on two CPU cores."""
+    """A Llama of 1.9 M parameters on Python's standard library: about a minute on two CPU cores."""
 
     seq_len = 128  # tokens
     batch_size = 8  # sequences per optimizer step,
