@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import Experiment
+from ..specs import Experiment, Pipeline
 from ..specs.experiment import num_shards
 from .hardware import GIB
 from .memory import State
@@ -50,6 +50,10 @@ def resident(
     weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
     if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
         optimizer -= state.bytes_of(size.head, False)[2]
+    if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
+        # the copy that an update could be taken back with (train/post_validation.py), of fp32 weights and optimizer state;
+        # it goes before the first backward, when nearly as many activations are alive as there will be
+        optimizer += optimizer + 4 * weights // state.weight_bytes
     copies = sum(state.casts(part) for part, _ in parts)
     if last and size.tied and 0 in own:  # the head's gradient is summed apart, and its weight cast
         copies += state.casts(size.head)

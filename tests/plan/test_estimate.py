@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from forgather_dsl import (
+    BF16,
+    FP32,
     GELUMLP,
     AdamW,
     Attention,
@@ -157,6 +159,30 @@ def test_stored_bytes_are_those_of_a_real_step(optimizer, tied):
     assert rank.weights == 4 * sum(p.numel() for p in model.parameters())
     assert rank.gradients == rank.weights + 4 * 5000 * 96 * tied  # the gradient of a tied head is summed apart
     assert rank.optimizer == state
+
+
+@pytest.mark.parametrize("precision", [FP32(), BF16()])
+def test_post_validation_holds_what_its_backup_takes(precision):
+    """Beside the same pipeline without it: bytes of a real backup after a real step."""
+    from types import SimpleNamespace
+
+    from forgather_dsl.train.assembly import make_optimizer
+    from forgather_dsl.train.post_validation import Backup
+
+    experiment = Small(batch_size=4, precision=precision, parallel=Pipeline(stages=2))
+    validated = replace(experiment, parallel=Pipeline(stages=2, post_validation=True))
+    before, after = (sum(rank.optimizer for rank in estimate(e, on_gpu=False).ranks) for e in (experiment, validated))
+    model = build(experiment.model).to(build(precision).parameters)
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(experiment, parameters)
+    model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    backup = Backup(SimpleNamespace(optimizer=optimizer, parameters=parameters))
+    tensors = [*backup.masters.values(), *(weight for _, weight in backup.weights)]
+    tensors += [value for _, state in backup.states for value in state.values() if getattr(value, "ndim", 0)]
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert taken > 4 * sum(p.numel() for p in parameters.values())
+    assert taken <= after - before <= 1.2 * taken
 
 
 def test_mixed_precision_halves_activations_on_a_gpu_and_not_on_a_cpu():
