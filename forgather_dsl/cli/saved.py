@@ -65,7 +65,8 @@ def _row(path: str, why: list[str], verify: bool) -> dict[str, Any]:
         manifest = contents(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {**row, "problem": problem(path) or "cannot be read"}
-    row |= {"tokens": manifest["state"].get("tokens"), "eval_loss": manifest.get("eval_loss")}
+    tokens = manifest["state"].get("tokens")
+    row |= {"tokens": tokens if isinstance(tokens, int) else None, "eval_loss": manifest.get("eval_loss")}
     row["age_seconds"] = max(0.0, time.time() - manifest["saved"])
     return {**row, "problem": problem(path) if verify else None}
 

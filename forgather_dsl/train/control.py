@@ -25,6 +25,19 @@ SILENT_SECONDS = 30.0  # without a heartbeat, on another host, where the process
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
+_NUMBER = (int, float)
+_OR_NOT = (int, float, type(None))
+_BEAT: dict[str, Any] = {
+    "state": str,
+    "pid": int,
+    "host": str,
+    "process_started": (str, type(None)),
+    "written": _NUMBER,
+}
+_BEAT |= {"moved": _NUMBER, "message": (str, type(None)), "step": _OR_NOT, "steps": _OR_NOT, "loss": _OR_NOT}
+_BEAT |= {"tokens": _OR_NOT, "tokens_per_second": _OR_NOT}
+
+
 class Control:
     """Rank 0's side, for one start of a run. `beat` is called from another thread than the rest."""
 
@@ -108,7 +121,7 @@ def status(run: str) -> dict[str, Any]:
     """What `control RUN status --json` prints. `state` is running, silent, stopped, finished, failed, died or not started."""
     if not os.path.isfile(os.path.join(run, "config.json")):
         raise UserError(f"{run} is not a run directory: it has no config.json")
-    beat = _read(os.path.join(run, FOLDER, "heartbeat.json")) or {}
+    beat = _heartbeat(run)
     newest = last_checkpoint(run)
     now = time.time()
     found = {"run": run, "state": _state(beat, now)}
@@ -128,6 +141,16 @@ def _state(beat: dict[str, Any], now: float) -> str:
     return "running" if _alive(beat["pid"], beat["process_started"]) else "died"
 
 
+def refuse_second(run: str) -> None:
+    """Raises UserError when a process trains in the run directory: two would write over each other's files."""
+    beat = _heartbeat(run)
+    if _state(beat, time.time()) == "running":
+        raise UserError(
+            f"{run} is being trained already, by process {beat['pid']} on {beat['host']}; wait for it, stop it with "
+            f"`control {run} stop`, or choose another --out"
+        )
+
+
 def ask(run: str, verb: str, timeout: float) -> dict[str, Any]:
     """Ask a run to save, or to save and stop; waits for the answer: `step`, `checkpoint`, for one that has ended `ended`.
 
@@ -137,7 +160,7 @@ def ask(run: str, verb: str, timeout: float) -> dict[str, Any]:
     found = status(run)
     if found["state"] not in ("running", "silent"):
         raise UserError(f"{run} is not running: {told(found)}; nothing to {verb}")
-    beat = _read(os.path.join(run, FOLDER, "heartbeat.json")) or {}
+    beat = _heartbeat(run)
     name = f"{uuid.uuid4().hex}.json"
     answer = os.path.join(run, FOLDER, "answers", name)
     request = os.path.join(run, FOLDER, "requests", name)
@@ -162,7 +185,7 @@ def ask(run: str, verb: str, timeout: float) -> dict[str, Any]:
 
 
 def _state_of(run: str) -> str:
-    return _state(_read(os.path.join(run, FOLDER, "heartbeat.json")) or {}, time.time())
+    return _state(_heartbeat(run), time.time())
 
 
 def told(found: dict[str, Any]) -> str:
@@ -215,6 +238,13 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return "zombie" if fields[0] in "ZX" else fields[19]
+
+
+def _heartbeat(run: str) -> dict[str, Any]:
+    """What a run last said of itself; empty where it said nothing that makes sense."""
+    beat = _read(os.path.join(run, FOLDER, "heartbeat.json")) or {}
+    sound = all(isinstance(beat.get(key), kind) for key, kind in _BEAT.items())
+    return beat if sound and beat["pid"] > 0 else {}
 
 
 def _emptied(folder: str) -> None:

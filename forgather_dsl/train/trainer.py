@@ -23,6 +23,7 @@ from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
 from .changes import refuse_changes
+from .control import refuse_second
 from .stopping import terminable
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Trainer:
             raise UserError(
                 f"{path} holds a run already; leave out --resume never to go on with it, or choose another --out"
             )
+        refuse_second(path)
         return path, refuse_changes(self.experiment, path, self.allow_change)
 
     def _launch(self, path: str, world: int, changes: list[str]) -> None:

@@ -18,7 +18,7 @@ from launched import ROOT
 from forgather_dsl.cli.app import run_command
 from forgather_dsl.errors import UserError
 from forgather_dsl.train import control
-from forgather_dsl.train.control import Control
+from forgather_dsl.train.control import Control, refuse_second
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_the_state_of_a_run(place: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from forgather_dsl.train.control import Control
+from forgather_dsl.train.control import Control, refuse_second
 Control(sys.argv[1], 5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -173,3 +173,13 @@ def test_the_verb(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_verb_imports_no_torch(place: Path) -> None:
     code = f"import sys; from forgather_dsl.cli.app import run_command; run_command(['control', {str(place)!r}]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def test_a_second_trainer_of_the_same_directory_is_refused(place: Path) -> None:
+    heartbeat = place / "control" / "heartbeat.json"
+    Control(str(place), 10).beat()
+    assert json.loads(heartbeat.read_text())["pid"] == os.getpid()
+    with pytest.raises(UserError, match=rf"is being trained already, by process {os.getpid()} on .*another --out"):
+        refuse_second(str(place))
+    Control(str(place), 10).end("finished")
+    refuse_second(str(place))

@@ -136,6 +136,10 @@ VERBS: dict[str, list[str]] = {
     "generate": ["generate", "theirs", "a line", "--max-new-tokens", "2"],
     "convert": ["convert", "theirs", "--to", "hf", "--out", "hf"],
     "convert a checkpoint": ["convert", "theirs/checkpoints/step-00000000", "--to", "hf", "--out", "hf-2"],
+    "checkpoints": ["checkpoints", "theirs"],
+    "checkpoints --verify": ["checkpoints", "theirs", "--verify", "--json"],
+    "control": ["control", "theirs"],
+    "control as JSON": ["control", "theirs", "status", "--json"],
     "nothing": [],
 }
 BUILDING = ("run", "run --smoke", "generate")
@@ -437,6 +441,10 @@ def test_other_files_of_a_run_are_data_too(stranger: Stranger, every_verb: Any) 
     with pytest.raises(ConfigError, match=r"environment\.json is not JSON"):
         _ = Run(str(stranger.path)).environment
     (stranger.path / "metrics.jsonl").unlink()
+    (stranger.path / "control").mkdir()
+    for beat in ({"state": "\x1b[31m"}, {"state": "running", "pid": "1", "host": 3}, {"pid": -1, "state": "running"}):
+        (stranger.path / "control" / "heartbeat.json").write_text(json.dumps(beat))
+        assert run_command(["control", "theirs"]) == 0
     assert {name: err for name, (code, err) in every_verb().items() if code} == {}
 
 

@@ -18,7 +18,15 @@ NAME = "manifest.json"
 _FILE = re.compile(r"rank-\d{1,6}\.safetensors")
 _START = b'{"digest": "'
 _DIGITS = 64
-_KINDS = {"step": int, "state": dict, "files": dict, "slices": dict, "scalars": dict, "rng": list}
+_KINDS: dict[str, Any] = {
+    "step": int,
+    "saved": (int, float),
+    "state": dict,
+    "files": dict,
+    "slices": dict,
+    "scalars": dict,
+    "rng": list,
+}
 
 
 def encode(manifest: dict[str, Any]) -> bytes:
@@ -40,6 +48,8 @@ def decode(data: bytes) -> dict[str, Any]:
     for key, kind in _KINDS.items():
         if not isinstance(manifest.get(key), kind):
             raise ValueError(f"{NAME} has no {key}")
+    if not isinstance(manifest.get("eval_loss"), (int, float, type(None))):
+        raise ValueError(f"{NAME} has an eval_loss that is no number")
     for name, about in manifest["files"].items():
         if not _FILE.fullmatch(name):
             raise ValueError(f"{NAME} names a file {name!r}")
