@@ -141,6 +141,7 @@ class Watchdog(threading.Thread):
             _write(f"warning: {text}; interrupt it if it hangs\n")
             return
         signal.alarm(10)  # whatever blocks from here on
+        faulthandler.cancel_dump_traceback_later()
         if self.speaks():
             field = "seconds" if self._limit() == self.limits[0] else "first_step_seconds"
             where = self._stacks()

@@ -207,7 +207,7 @@ def test_numbers_can_be_narrowed_on_the_way_out_but_not_overflow(tmp_path: Path,
 
 def left(folder: Path) -> list[str]:
     """What a refusal may leave: nothing of its own, hidden files included."""
-    return sorted(os.listdir(folder))
+    return sorted(name for name in os.listdir(folder) if name != "__pycache__")  # of the experiment's file
 
 
 NOT_STOCK = {
