@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..dsl.reading import read_json
 from ..errors import UserError
+from ..train.checkpoint.folder import sync
 from ..train.weights import Stored
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -182,10 +183,10 @@ def new_folder(out: str) -> Iterator[str]:
         yield partial
         for folder, _, files in os.walk(partial):
             for file in files:
-                _sync(os.path.join(folder, file))
-            _sync(folder)
+                sync(os.path.join(folder, file))
+            sync(folder)
         os.rename(partial, out)
-        _sync(os.path.dirname(out))
+        sync(os.path.dirname(out))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}", exit_code=4) from error
     finally:
@@ -195,11 +196,3 @@ def new_folder(out: str) -> Iterator[str]:
 def _write_json(path: str, value: Any) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,15 +6,15 @@ stop, with its effect on the learning rate; anything else needs `--allow-change`
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from typing import Any
 
 from ..dsl import Difference, build, diff
 from ..dsl.check import said_at
 from ..errors import UserError
 from ..specs import Experiment
+from .checkpoint import manifest
+from .checkpoint.folder import listed
 from .directory import read_config
 
 __all__ = ["FREE", "STOPS", "refuse_changes"]
@@ -112,14 +112,11 @@ def _progress(experiment: Experiment, at: dict[str, float]) -> float:
 
 def _reached(path: str) -> dict[str, Any] | None:
     """Steps, tokens and seconds of the newest checkpoint; None when there is none that can be read."""
-    folder = os.path.join(path, "checkpoints")
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    for name in sorted((name for name in names if re.fullmatch(r"step-\d{8,}(-\d+)?", name)), reverse=True):
+    for checkpoint in listed(os.path.join(path, "checkpoints")):
         try:
-            with open(os.path.join(folder, name, "manifest.json"), encoding="utf-8") as file:
-                manifest = json.load(file)
-            state = manifest["state"]
-            return {"steps": manifest["step"], "tokens": state["tokens"], "seconds": state["seconds"]}
-        except (OSError, ValueError, KeyError, TypeError):
+            found = manifest.read(checkpoint)
+            state = found["state"]
+            return {"steps": found["step"], "tokens": state["tokens"], "seconds": state["seconds"]}
+        except (OSError, ValueError, KeyError):
             continue
     return None

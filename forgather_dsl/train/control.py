@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import time
 import uuid
@@ -18,13 +17,11 @@ from collections import deque
 from typing import Any
 
 from ..errors import UserError
+from .checkpoint.folder import listed, place
 
 FOLDER = "control"
 VERBS = ("save", "stop")
 SILENT_SECONDS = 30.0  # without a heartbeat, on another host, where the process cannot be looked at
-_CHECKPOINT = re.compile(r"step-(\d{8})")
-
-
 _NUMBER = (int, float)
 _OR_NOT = (int, float, type(None))
 _BEAT: dict[str, Any] = {
@@ -213,9 +210,10 @@ def _ago(seconds: float) -> str:
 
 def last_checkpoint(run: str) -> tuple[int, str] | None:
     """Step and path of the newest committed checkpoint."""
-    folder = os.path.join(run, "checkpoints")
-    names = [n for n in os.listdir(folder) if _CHECKPOINT.fullmatch(n)] if os.path.isdir(folder) else []
-    return (int(max(names)[5:]), os.path.join(folder, max(names))) if names else None
+    for path in listed(os.path.join(run, "checkpoints")):
+        if (at := place(path)) is not None:
+            return at[0], path
+    return None
 
 
 def _alive(pid: int, started: str | None) -> bool:

@@ -9,7 +9,6 @@ until a step has been finite again nothing shows that the weights are good, so p
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,8 @@ import torch
 from ..errors import UserError
 from . import checkpoint
 from .agreement import Agreed
+from .checkpoint.folder import listed
+from .checkpoint.folder import place as name_of
 from .optimizers import named_states
 from .spikes import Jump, Losses
 
@@ -190,8 +191,7 @@ class Guards:
         session.finish_saving()
         later: list[str] = []
         if session.ranks.rank == 0:
-            found = [named for name in os.listdir(folder) if (named := re.fullmatch(r"step-(\d{8,})(-\d+)?", name))]
-            later = [os.path.join(folder, named[0]) for named in found if int(named[1]) >= step]
+            later = [path for path in listed(folder) if (at := name_of(path)) is not None and at[0] >= step]
         for path in later:
             os.rename(path, path + ".left")
         session.ranks.gather(None)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,7 @@ from .optimizers import named_states
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["MemoryReport", "doing"]
+__all__ = ["MemoryReport", "doing", "process_peak"]
 
 MOST_EDITS = 3
 _REST = ("activations", "buffers", "loss")  # kinds of the plan that cannot be counted one by one
@@ -167,12 +168,17 @@ def _peak(world: World) -> tuple[float, list[str]]:
             f"{torch.cuda.get_device_name(world.device)}: {_size(total)}, of which this process has reserved {_size(reserved)} "
             f"(at most {_size(stats['reserved_bytes.all.peak'])}), its context and other processes {_size(others)}"
         ]
-    unit = 1 if os.uname().sysname == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     told = [f"this machine: {_size(hardware.host_memory())}"]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         told.append(f"this process may have addresses for {_size(limit)} (ulimit -v)")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, told
+    return process_peak(), told
+
+
+def process_peak() -> int:
+    """Bytes that this process has taken at its most."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _ranks_here(world: World) -> range | None:

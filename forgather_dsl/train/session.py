@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +34,7 @@ from .assembly import make_model, make_optimizer, make_shard, make_stage
 from .checkpoint import Saved
 from .directory import read_layout
 from .guards import Guards
-from .memory_report import MemoryReport, doing
+from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .watching import Watch
 
@@ -97,8 +95,7 @@ class Session:
         """Bytes: of the GPU if this rank has one, else of the process."""
         if self.world.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.world.device)
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return process_peak()
 
     def gradients(self) -> dict[str, torch.Tensor | None]:
         """Of this rank's parameters, by name."""

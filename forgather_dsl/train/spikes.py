@@ -75,8 +75,8 @@ class Losses:
         return middle, max(distance, LEAST_DEVIATION * abs(middle), 1e-12)
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {"recent": list(self.recent), "high": self.high, "since": self.since, "told": self.told}
+        """As JSON can hold it; a copy, which a save may write while training goes on."""
+        return {"recent": list(self.recent), "high": list(self.high), "since": self.since, "told": self.told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; with another window, from its end."""

@@ -124,7 +124,7 @@ def test_the_state_of_a_run(place: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from forgather_dsl.train.control import Control, refuse_second
+from forgather_dsl.train.control import Control
 Control(sys.argv[1], 5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -173,6 +173,12 @@ def test_the_verb(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_verb_imports_no_torch(place: Path) -> None:
     code = f"import sys; from forgather_dsl.cli.app import run_command; run_command(['control', {str(place)!r}]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def test_a_step_that_was_saved_again_is_the_newest(place: Path) -> None:
+    newest = place / "checkpoints" / "step-00000007-2"
+    newest.mkdir()
+    assert control.last_checkpoint(str(place)) == (7, str(newest))
 
 
 def test_a_second_trainer_of_the_same_directory_is_refused(place: Path) -> None:

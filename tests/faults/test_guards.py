@@ -197,7 +197,11 @@ def test_a_state_through_json_judges_as_the_original() -> None:
     for cut in (5, 21, 22, 23, 42):
         one, other = Losses(whole.spike), Losses(whole.spike)
         found = [one.add(step, loss) for step, loss in enumerate(series[:cut])]
-        other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        state = one.state_dict()
+        text = json.dumps(state)
+        one.add(cut, series[cut])
+        assert json.dumps(state) == text  # a save writes it while training goes on
+        other.load_state_dict(json.loads(text))
         assert found + [other.add(step, loss) for step, loss in enumerate(series[cut:], cut)] == expected
 
 

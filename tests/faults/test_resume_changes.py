@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -33,6 +32,7 @@ from forgather_dsl import (
 )
 from forgather_dsl.train import directory
 from forgather_dsl.train.changes import FREE, refuse_changes
+from forgather_dsl.train.checkpoint import manifest
 
 
 class Mine(Experiment):
@@ -54,7 +54,9 @@ def path(tmp_path: Path) -> str:
 def reached(folder: Path, step: int) -> None:
     place = folder / "checkpoints" / f"step-{step:08d}"
     place.mkdir(parents=True)
-    (place / "manifest.json").write_text(json.dumps({"step": step, "state": {"tokens": 1000, "seconds": 20.0}}))
+    state = {"tokens": 1000, "seconds": 20.0}
+    written = {"step": step, "saved": 0.0, "state": state, "files": {}, "slices": {}, "scalars": {}, "rng": []}
+    (place / manifest.NAME).write_bytes(manifest.encode(written))
 
 
 FREELY: dict[str, Any] = {
