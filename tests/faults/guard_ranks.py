@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import torch
 import torch._dynamo
 
 torch.set_num_threads(1)
+
+from forked_ranks import forked, write_corpus  # noqa: E402
 
 from forgather_dsl import (  # noqa: E402
     BF16,
@@ -55,7 +56,6 @@ from forgather_dsl.train.optimizers import named_states  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
 
-SECONDS = 300
 TWO, SPLIT = (
     Pipeline(stages=2, schedule=ZeroBubbleH1()),
     Pipeline(stages=2, schedule=ZeroBubbleH2(), post_validation=True),
@@ -230,30 +230,17 @@ def jumps(name: str, folder: str, rank: int, resume: str = "never") -> dict[str,
 
 def group(ranks: int, work: Any, file: str) -> list[int]:
     """Fork ranks that do `work(rank)` and write what it returns; their exit codes."""
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.dup2(2, 1)
-                signal.alarm(SECONDS)
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-                Path(f"{file}-{rank}.json").write_text(json.dumps(work(rank)))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def writing(rank: int) -> int:
+        Path(f"{file}-{rank}.json").write_text(json.dumps(work(rank)))
+        return 0
+
+    return forked(ranks, writing)
 
 
 def main(folder: str) -> None:
     os.environ["FORGATHER_CACHE"] = f"{folder}/cache"
-    Path(folder, "corpus").mkdir()
-    for number in range(30):
-        lines = [f"def function_{number}_{i}(x, y={i}):\n    return x * {i} + y\n" for i in range(12)]
-        Path(folder, "corpus", f"file{number}.txt").write_text("\n".join(lines))
+    write_corpus(folder)
     small = Small(data=TextFiles(paths=f"{folder}/corpus"))
     prepare(small)
     wanted = {*SKIPS, *JUMPS} if "--all" in sys.argv else {*QUICK}

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,8 @@ import torch._dynamo  # what optimizers and checkpoint import at their first cal
 from safetensors import safe_open
 
 torch.set_num_threads(1)
+
+from forked_ranks import forked, write_corpus  # noqa: E402
 
 from forgather_dsl import (  # noqa: E402
     BF16,
@@ -219,33 +220,21 @@ def final(path: Path) -> dict[str, str]:
 
 def group(ranks: int, legs: list[tuple[str, str, Leg | None]], number: int, folder: str) -> list[int]:
     """Fork `ranks` ranks that run these legs one after the other; their exit codes."""
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.dup2(2, 1)  # banners
-                signal.alarm(SECONDS)  # a deadlock ends the rank
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-                for name, kind, leg in legs:
-                    train(name, kind, leg, number, folder, rank)
-                code = 0
-            except PeerLost:
-                code = 9
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def run_legs(rank: int) -> int:
+        try:
+            for name, kind, leg in legs:
+                train(name, kind, leg, number, folder, rank)
+        except PeerLost:
+            return 9
+        return 0
+
+    return forked(ranks, run_legs)
 
 
 def main(folder: str) -> None:
     os.environ["FORGATHER_CACHE"] = f"{folder}/cache"
-    Path(folder, "corpus").mkdir()
-    for number in range(30):
-        lines = [f"def function_{number}_{i}(x, y={i}):\n    return x * {i} + y\n" for i in range(12)]
-        Path(folder, "corpus", f"file{number}.txt").write_text("\n".join(lines))
+    write_corpus(folder)
     prepare(experiment("fp32", f"{folder}/corpus"))
     everything = "--all" in sys.argv
     cases = {**CASES, MOVED[0]: MOVED[1]} if everything else {name: CASES[name] for name in QUICK}
