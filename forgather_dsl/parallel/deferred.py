@@ -40,7 +40,7 @@ class WeightGradients:
         if self.deferring:
             parameter, *tensors = arguments
             # detached: an activation's graph ends in the stage's input, which would stay alive with it
-            self.owed.append((accumulate, (parameter, *(tensor.detach() for tensor in tensors))))
+            self.owed.append((accumulate, (parameter, *(t.detach() if t.requires_grad else t for t in tensors))))
         else:
             accumulate(*arguments)
 
@@ -50,6 +50,7 @@ class WeightGradients:
         return owed
 
     @staticmethod
+    @torch.no_grad()  # as in a backward: else `.grad` would join a graph and keep what it was added from alive
     def settle(owed: Owed) -> None:
         """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done.
 
@@ -100,11 +101,8 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.grad
 
 
-# All three run under no_grad: the queued activations still require grad, and without it `.grad` would join the graph
-# and keep every microbatch alive.
-@torch.no_grad()
 def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
-    """`weight.grad [out, in] += grad_output^T x`. Under autocast the product is taken in bf16, the sum in fp32."""
+    """`weight.grad [out, in] += grad_output^T x`, under no_grad. With autocast the product is bf16, the sum fp32."""
     gradient, x, grad_output = _gradient(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
     if gradient.dtype == x.dtype:
         gradient.addmm_(grad_output.t(), x)  # one GEMM that adds: no temporary, no second pass
@@ -112,12 +110,10 @@ def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.
         gradient.add_(grad_output.t() @ x)
 
 
-@torch.no_grad()
 def _accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
     _gradient(bias).add_(grad_output.flatten(0, -2).sum(0, dtype=bias.dtype))
 
 
-@torch.no_grad()
 def _accumulate_embedding(weight: torch.Tensor, ids: torch.Tensor, grad_output: torch.Tensor) -> None:
     """Rows are added one by one; on CUDA their order is fixed only by torch.use_deterministic_algorithms(True)."""
     _gradient(weight).index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(weight.dtype))
