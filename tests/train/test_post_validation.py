@@ -47,9 +47,12 @@ def test_losses_norms_weights_and_optimizer_are_those_of_agreeing_first_whether_
 def test_the_same_for_more_schedules_precisions_and_limits(tmp_path: Path) -> None:
     cases = run(tmp_path, "--all", seconds=900)
     assert {name: case["wrong"] for name, case in cases.items()} == {name: [] for name in cases}
-    assert len(cases) == 8
+    assert len(cases) == 10
     assert cases["always 1F1B 2"]["undone"][0] == [False] * 6  # each rank's own part is over the limit: it waits
     assert all(any(rank) for rank in cases["mixed bf16 ZB-H2 2"]["undone"])
+    replicas = [*cases["mixed tied 1F1B 2x2"]["undone"], *cases["infinite ZB-H2 2x2"]["undone"]]
+    assert all(replicas)  # every rank of every replica ran its forwards again
+    assert any(True in rank for rank in replicas)
 
 
 def test_the_warm_up_is_the_forwards_that_wait_for_no_backward() -> None:

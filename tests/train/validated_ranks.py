@@ -70,6 +70,8 @@ CASES = {  # name: (ranks, changes)
     "mixed ZB-H2 4": (4, {"clip_norm": MIXED, "recompute": FullRecompute(), "parallel": Pipeline(stages=4, schedule=ZeroBubbleH2())}),
     "mixed tied 1F1B 4": (4, {"clip_norm": MIXED, "model": TIED, "parallel": Pipeline(stages=4, schedule=OneFOneB())}),
     "infinite ZB-V 4": (4, {"clip_norm": None, "loss": Sometimes(), "parallel": Pipeline(stages=4, schedule=ZeroBubbleV())}),
+    "mixed tied 1F1B 2x2": (4, {"clip_norm": MIXED, "model": TIED, "parallel": Pipeline(stages=2, schedule=OneFOneB(), replicas=2)}),
+    "infinite ZB-H2 2x2": (4, {"clip_norm": MIXED, "loss": Sometimes(), "parallel": Pipeline(stages=2, schedule=ZeroBubbleH2(), replicas=2)}),
 }  # fmt: skip
 QUICK = ("never 1F1B 2", "mixed tied 1F1B 2", "infinite ZB-V 4")
 
