@@ -23,7 +23,7 @@ from forgather_dsl.parallel.launch import environment as threads
 PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "machine": ("kernels", 40),
     "formats": ("runs", 90),
-    "repeat": ("runs", 90),
+    "repeat": ("runs", 120),
     "ranks": ("runs", 150),
     "death": ("runs", 90),
     "memory": ("runs", 120),
@@ -104,6 +104,7 @@ def _groups(options: argparse.Namespace) -> list[list[str]]:
 def _started(parts: Sequence[str], options: argparse.Namespace) -> list[subprocess.Popen[bytes]]:
     folder = Path(__file__).parent
     environment = {**threads(1), **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     paths = [str(folder), str(folder.parent), str(folder.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     started = []
