@@ -19,6 +19,7 @@ from report import Report, has_gpu, shrunk
 
 from forgather_dsl.errors import UserError
 from forgather_dsl.parallel.launch import environment as threads
+from forgather_dsl.parallel.lifeline import bound_to_this
 
 PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "machine": ("kernels", 40),
@@ -112,7 +113,10 @@ def _started(parts: Sequence[str], options: argparse.Namespace) -> list[subproce
         command = [sys.executable, __file__, "--here", "--parts", part, "--out", str(options.out)]
         with open(options.out / f"{part}.err", "w", encoding="utf-8") as errors:
             command += ["--small"] if options.small else []
-            started.append(subprocess.Popen(command, env=environment, stderr=errors, start_new_session=True))
+            bound = bound_to_this()  # nothing trains on when this is stopped
+            started.append(
+                subprocess.Popen(command, env=environment, stderr=errors, start_new_session=True, preexec_fn=bound)
+            )
     return started
 
 
