@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "ranks": ("runs", 150),
     "death": ("runs", 90),
     "memory": ("runs", 120),
+    "starved": ("runs", 40),
     "exactly": ("runs", 200),
     "split": ("kernels", 90),
     "compiled": ("kernels", 120),

@@ -60,6 +60,30 @@ def machine(report: Report) -> None:
         plain_to_host_gb_per_s=len(host) / seconds(lambda: plain.copy_(part)) / 1e9,
         normals_per_s=draws.numel() / seconds(lambda: draws.normal_(generator=torch.Generator()), 2),
     )
+    report.row(**_launches())
+
+
+def _launches() -> dict[str, float]:
+    """Microseconds that the host takes to start a kernel that does nothing much, and the device to go from one to the next."""
+    few, count = torch.zeros(4, device=DEVICE), 1000
+
+    def many() -> None:
+        for _ in range(count):
+            few.add_(1)
+
+    many()
+    _settle()
+    start = time.perf_counter()
+    many()
+    queued = time.perf_counter() - start
+    _settle()
+    found = {"us_per_launch": 1e6 * queued / count, "us_per_kernel": 1e6 * seconds(many) / count}
+    if DEVICE.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            many()
+        found["us_per_kernel_of_a_graph"] = 1e6 * seconds(graph.replay) / count
+    return found
 
 
 class _Layers(torch.nn.Module):

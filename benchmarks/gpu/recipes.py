@@ -23,11 +23,13 @@ from forgather_dsl import (
     Pipeline,
     Sampling,
     Stdlib,
+    Watchdog,
     ZeroBubble,
     ZeroBubbleH1,
     ZeroBubbleV,
     patch,
 )
+from forgather_dsl.dsl import replace
 
 
 class Small(Experiment, abstract=True):
@@ -36,12 +38,12 @@ class Small(Experiment, abstract=True):
     data = Stdlib()
     tokenizer = Bytes()
     seq_len = 128
-    batch_size = 8
+    batch_size = 4
     microbatch_size = 1
-    steps = 12
+    steps = 8
     log_every = 1
     loggers = ()
-    save_every = 6
+    save_every = 4
     precision = FP32()
     model = patch(Llama, dim=256, num_layers=8, num_heads=4, num_kv_heads=2)
     optimizer = Muon(lr=0.02, adamw_lr=0.005)
@@ -111,14 +113,14 @@ def spread() -> dict[str, tuple[Small, Small]]:
         "documents 2 ranks ZB-H1": (on_ranks(WithDocuments, 2, h1), WithDocuments()),
         "bf16 4 ranks 1F1B": (on_ranks(InBF16, 4, OneFOneB()), InBF16()),
         "tied bf16 4 ranks ZB-H1": (on_ranks(Tied, 4, h1), Tied()),
-        "mixed 2 ranks torch engine": (on_ranks(InMixed, 2, OneFOneB(), engine="torch"), InMixed()),
         "fp32 2 replicas of 2": (on_ranks(InFP32, 2, OneFOneB(), replicas=2), InFP32()),
     }
 
 
 def endless() -> Small:
-    """Four ranks that train until they are killed."""
-    return on_ranks(InMixed, 4, ZeroBubbleV(), steps=1_000_000)
+    """Four ranks that train until they are killed, or found to hang."""
+    watchdog = Watchdog(seconds=5, first_step_seconds=60)
+    return replace(on_ranks(InMixed, 4, ZeroBubbleV(), steps=1_000_000), watchdog=watchdog)
 
 
 class Medium(Experiment):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from forgather_dsl import Llama, Single
+from forgather_dsl.parallel.failures import raised
 from forgather_dsl.parallel.group import World
 from forgather_dsl.train.agreement import Ranks, Said
 from forgather_dsl.train.console import Console, duration
@@ -17,6 +19,7 @@ from forgather_dsl.train.gradients import clip, sum_of_squares
 from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
 from forgather_dsl.train.metrics import MetricsFile, read
 from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
+from forgather_dsl.train.repeatable import repeatable
 from forgather_dsl.train.sampling import picker
 
 
@@ -194,3 +197,19 @@ def test_a_sample_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]
     assert "\x1b" not in shown
     assert "\x00" not in shown
     assert "  | \tpass" in shown
+
+
+def test_kernels_are_repeatable_while_a_run_on_a_gpu_lasts() -> None:
+    """The switches are torch's and global, so they can be seen without a card; `put_` is an operator without a repeatable form."""
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    numbers, at = torch.zeros(3), torch.tensor([0])
+    with repeatable(True, torch.device("cuda", 0)):
+        assert not settings.fill_uninitialized_memory
+        with pytest.raises(RuntimeError) as refused:
+            numbers.put_(at, torch.ones(1))
+    assert raised(refused.value).endswith("no two runs will then have the same bits")
+    assert (torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory) == before
+    for wanted, device in ((True, "cpu"), (False, "cuda")):
+        with repeatable(wanted, torch.device(device)):
+            numbers.put_(at, torch.ones(1))
