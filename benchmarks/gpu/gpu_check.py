@@ -25,8 +25,8 @@ PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "machine": ("kernels", 40),
     "formats": ("runs", 90),
     "repeat": ("runs", 120),
-    "ranks": ("runs", 150),
-    "death": ("runs", 90),
+    "ranks": ("runs", 120),
+    "death": ("runs", 100),
     "memory": ("runs", 120),
     "starved": ("runs", 40),
     "exactly": ("runs", 200),
@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "stall": ("kernels", 120),
     "decode": ("kernels", 60),
     "profile": ("seven", 90),
-    "seven": ("seven", 150),
+    "seven": ("seven", 110),
     "schedules": ("seven", 300),
 }
 

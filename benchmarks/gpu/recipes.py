@@ -143,7 +143,6 @@ class Medium(Experiment):
 def memory_cases() -> dict[str, Medium]:
     """By name, in every format, with and without recomputing."""
     formats = {"fp32 AdamW": (FP32(), AdamW()), "mixed Muon": (BF16Mixed(), Muon()), "bf16 Muon": (BF16(), Muon())}
-    formats["bf16 AdamW"] = (BF16(), AdamW())
     recomputes = {"": NoRecompute(), " recomputed": FullRecompute()}
     return {
         name + suffix: Medium(precision=precision, optimizer=optimizer, recompute=recompute)
