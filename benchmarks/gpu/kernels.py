@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from report import GIB, Report
+from torch.nn.functional import scaled_dot_product_attention
 
 from forgather_dsl import Llama
 from forgather_dsl.dsl import build
@@ -203,9 +209,9 @@ def stall(report: Report) -> None:
     """Ten steps with a save over ten without; the table of benchmarks/test_save_stall.py on this device."""
     from test_save_stall import CASES, measure
 
-    sizes = {"dim": 64, "num_layers": 2} if report.small else {"dim": 2048, "num_layers": 8, "ffn_dim": 5504}
+    sizes = {"dim": 64, "num_layers": 2} if report.small else {"dim": 2048, "num_layers": 4, "ffn_dim": 5504}
     with tempfile.TemporaryDirectory(dir=report.out) as folder:
-        found = measure(1 if report.small else 3, 4, folder, DEVICE, **sizes)
+        found = measure(1 if report.small else 2, 4 if report.small else 64, folder, DEVICE, **sizes)
     for case in CASES:
         pairs = list(zip(found[case], found["no save"], strict=True))
         report.row(
@@ -229,21 +235,64 @@ def decode(report: Report) -> None:
         parameter.normal_(0, 0.02)
     model.eval()
     ids = torch.randint(sizes["vocab_size"], (1, 16 if report.small else 1024), device=DEVICE)
-    cache, count = KVCache(), 4 if report.small else 64
-    prefill = seconds(lambda: model(ids, None, KVCache()), 2)
-    model(ids, None, cache)
-
-    def some() -> None:
-        token = ids[:, -1:]
-        for _ in range(count):
-            token = model(token, None, cache)[:, -1].argmax(-1, keepdim=True)
-
-    each = seconds(some, 2) / count
+    count = 4 if report.small else 16
     held = sum(parameter.nbytes for parameter in model.parameters())
-    report.row(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        prefill_tokens_per_s=ids.shape[1] / prefill,
-        tokens_per_s=1 / each,
-        weights_gib=held / GIB,
-        weights_read_gb_per_s=held / each / 1e9,
-    )
+    for cudnn in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        cache = KVCache()
+        prefill = seconds(lambda: model(ids, None, KVCache()), 2)
+        model(ids, None, cache)
+        each = seconds(partial(_continue, model, cache, ids[:, -1:], count), 2) / count
+        report.row(
+            cudnn_attention=cudnn,
+            prefill_tokens_per_s=ids.shape[1] / prefill,
+            tokens_per_s=1 / each,
+            ms_per_token=1e3 * each,
+            weights_gib=held / GIB,
+            weights_read_gb_per_s=held / each / 1e9,
+        )
+    report.row(host=_where_time_goes(partial(_continue, model, KVCache(), ids[:, -1:], count)))
+
+
+def _continue(model: Any, cache: KVCache, token: torch.Tensor, count: int) -> None:
+    for _ in range(count):
+        token = model(token, None, cache)[:, -1].argmax(-1, keepdim=True)
+
+
+def _where_time_goes(work: Callable[[], Any], most: int = 8) -> list[str]:
+    """What Python spends its own time in, most first."""
+    profiler = cProfile.Profile()
+    profiler.runcall(work)
+    stats: Any = pstats.Stats(profiler)
+    found = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:most]
+    return [f"{Path(where[0]).name}:{where[2]} {1e3 * told[2]:.1f} ms, {told[0]} calls" for where, told in found]
+
+
+def attention(report: Report) -> None:
+    """Causal attention as wide as 7 B, forward and backward, by each of torch's backends."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    size = (1, 4, 64, 32) if report.small else (1, 32, 4096, 128)
+    backends = {"default": None, "cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+    for dtype in (DTYPE, torch.float32):
+        q, k, v = (torch.randn(size, device=DEVICE, dtype=dtype).requires_grad_() for _ in range(3))
+        dy = torch.randn(size, device=DEVICE, dtype=dtype)
+        for strict in (False, True):
+            torch.use_deterministic_algorithms(strict)
+            for name, backend in (backends if dtype == DTYPE else {"default": None}).items():
+                with nullcontext() if backend is None else sdpa_kernel(backend):
+                    try:
+                        forward, backward, same = _attend(q, k, v, dy)
+                    except RuntimeError as error:
+                        report.row(dtype=str(dtype), backend=name, deterministic=strict, refused=str(error)[:60])
+                        continue
+                row = {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward, "repeats": same}
+                report.row(dtype=str(dtype), backend=name, deterministic=strict, **row)
+    torch.use_deterministic_algorithms(False)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dy: torch.Tensor) -> tuple[float, float, bool]:
+    y = scaled_dot_product_attention(q, k, v, is_causal=True)
+    again = partial(torch.autograd.grad, y, (q, k, v), dy, retain_graph=True)
+    same = all(torch.equal(a, b) for a, b in zip(again(), again()))
+    return seconds(lambda: scaled_dot_product_attention(q, k, v, is_causal=True)), seconds(again), same

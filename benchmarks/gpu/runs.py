@@ -209,6 +209,33 @@ def starved(report: Report) -> None:
         report.row(exit_code=error.exit_code, said=str(error).splitlines())
 
 
+def busy(report: Report) -> None:
+    """How much of a step the device computes: its kernels' time under torch's profiler over the step's without it."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from forgather_dsl.train.session import Session
+
+    Session.save = lambda self, wait=False: ""  # type: ignore[method-assign]
+    for name in ("mixed Muon",):
+        experiment = report.sized(memory_cases()[name])
+        records = fit(experiment, report.out / name.replace(" ", "-"))
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            fit(experiment, report.out / f"{name.replace(' ', '-')}-profiled")
+        kernels = [e for e in profiler.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]
+        host = sorted(profiler.key_averages(), key=lambda e: -e.self_cpu_time_total)[:10]
+        device = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)[:8]
+        steps = [record["step_seconds"] for record in records if "step_seconds" in record]
+        report.row(
+            case=name,
+            steps=[round(second, 4) for second in steps],
+            kernels_s_per_step=sum(e.self_device_time_total for e in kernels) / 1e6 / len(steps),
+            kernels_per_step=len(kernels) / len(steps),
+            host=[f"{e.key[:40]} {e.self_cpu_time_total / 1e3:.0f} ms, {e.count}" for e in host],
+            device=[f"{e.key[:60]} {e.self_device_time_total / 1e3:.0f} ms, {e.count}" for e in device],
+        )
+
+
 def exactly(report: Report) -> None:
     """The same cases on fake tensors, for the table of `memory`: on any machine."""
     from forgather_dsl.train.exact import exact

@@ -152,7 +152,7 @@ def seven(report: Report, schedule: str = "1F1B", seq_len: int | None = None) ->
 
 def schedules(report: Report) -> None:
     """Other schedules at half of the length; each is a run of its own."""
-    for name in ("ZeroBubble", "ZB-V", "Interleaved"):
+    for name in ("ZeroBubble",):
         seven(report, name, None if report.small else 2048)
 
 
