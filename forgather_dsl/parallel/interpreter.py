@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 import torch.nn as nn
 
-from forgather_dsl.models.cache import KVCache
+from forgather_dsl.models.cache import KVCache, decoding
 from forgather_dsl.parallel.execution import Execution, Forward, Timing
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.messages import Messages, Route, Wire
@@ -189,7 +189,7 @@ class Pipeline:
         def forward(stage: Stage, x: torch.Tensor, _: int) -> torch.Tensor:
             return stage.decode(x, offset, caches[stage.index])
 
-        with self._session(training=False), torch.no_grad():
+        with self._session(training=False), torch.no_grad(), decoding():
             while len(chosen) < max_new_tokens and (not chosen or chosen[-1] != stop):
                 outputs = self._run(schedule, [tokens], forward).outputs
                 token = pick(outputs[0][0, -1]) if outputs else 0

@@ -30,7 +30,7 @@ GRACE_SECONDS = 1.5  # from SIGTERM to SIGKILL for the ranks left behind by one 
 SAVING_SECONDS = 30.0  # for the others to end after an interrupt, once the first rank has ended
 POLL_SECONDS = 0.02
 
-ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT"}
 if "OMP_WAIT_POLICY" not in os.environ:  # the user has not decided
     ENVIRONMENT["GOMP_SPINCOUNT"] = "10000"
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
@@ -41,8 +41,8 @@ Threads that wait spin for some microseconds, then sleep. By default they spin f
 program each of a small model's thousand parallel regions per step then lasts a time slice; if they never spin, waking up
 costs a third to three quarters of a step (benchmarks/LOG.md). And MKL's matrix products do not depend on the number of
 threads: on processors with AVX-512 they do otherwise, and a rank of two has half of the threads of a single process
-(Intel's "conditional numerical reproducibility", strict). cuBLAS repeats its sums with workspaces of a fixed size only: this
-one is torch's default on Hopper."""
+(Intel's "conditional numerical reproducibility", strict). Expandable segments halve what a GPU's allocator reserves beyond
+what it has given out (benchmarks/LOG.md)."""
 
 
 def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = None) -> int:

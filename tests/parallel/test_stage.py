@@ -214,3 +214,17 @@ def test_a_batch_goes_to_the_device_as_a_whole(monkeypatch, documents):
     pipeline.step(tokens, targets, ids if documents else None, loss_sum, 0, targets.numel())
     pipeline.forward_only(tokens, targets, ids if documents else None, loss_sum, 2)
     assert moved == [len(tokens)] * 2 * (2 + documents)
+
+
+def test_generation_leaves_cudnn_attention_out():
+    """It would make a plan for every length; training may use it."""
+    seen, pipeline = [], Pipeline(stages(1), accumulate(4), 0)
+
+    def pick(logits):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return 1
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    pipeline.sample(batch(1)[0], 2, pick)
+    assert (seen, torch.backends.cuda.cudnn_sdp_enabled()) == ([False, False], before)
+    assert before

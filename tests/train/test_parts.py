@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 
 from forgather_dsl import Llama, Single
+from forgather_dsl.errors import UserError
 from forgather_dsl.parallel.failures import raised
 from forgather_dsl.parallel.group import World
+from forgather_dsl.train import repeatable as repeat
 from forgather_dsl.train.agreement import Ranks, Said
 from forgather_dsl.train.console import Console, duration
 from forgather_dsl.train.flops import peak, per_token
@@ -19,7 +23,6 @@ from forgather_dsl.train.gradients import clip, sum_of_squares
 from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
 from forgather_dsl.train.metrics import MetricsFile, read
 from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
-from forgather_dsl.train.repeatable import repeatable
 from forgather_dsl.train.sampling import picker
 
 
@@ -199,17 +202,39 @@ def test_a_sample_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]
     assert "  | \tpass" in shown
 
 
-def test_kernels_are_repeatable_while_a_run_on_a_gpu_lasts() -> None:
+def test_kernels_are_repeatable_while_a_run_on_a_gpu_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The switches are torch's and global, so they can be seen without a card; `put_` is an operator without a repeatable form."""
     settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     numbers, at = torch.zeros(3), torch.tensor([0])
-    with repeatable(True, torch.device("cuda", 0)):
+    monkeypatch.setenv(repeat.CONFIG, repeat.FIXED)
+    with repeat.repeatable(True, torch.device("cuda", 0)):
         assert not settings.fill_uninitialized_memory
         with pytest.raises(RuntimeError) as refused:
             numbers.put_(at, torch.ones(1))
     assert raised(refused.value).endswith("no two runs will then have the same bits")
     assert (torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory) == before
     for wanted, device in ((True, "cpu"), (False, "cuda")):
-        with repeatable(wanted, torch.device(device)):
+        with repeat.repeatable(wanted, torch.device(device)):
             numbers.put_(at, torch.ones(1))
+
+
+@pytest.mark.parametrize(("asks", "stays"), [("once", None), ("always", repeat.FIXED), ("too late", None)])
+def test_torch_is_shown_the_variable_of_cublas_as_long_as_it_asks(
+    monkeypatch: pytest.MonkeyPatch, asks: str, stays: str | None
+) -> None:
+    seen: list[str | None] = []
+
+    def product(device: torch.device) -> None:
+        seen.append(os.environ.get(repeat.CONFIG))
+        if asks == "too late" or (asks == "always" and seen[-1] is None):
+            raise RuntimeError("this operation is not deterministic because it uses CuBLAS")
+
+    monkeypatch.delenv(repeat.CONFIG, raising=False)
+    monkeypatch.setattr(repeat, "_multiply", product)
+    refused = pytest.raises(UserError, match="deterministic = False") if asks == "too late" else nullcontext()
+    with refused, repeat.repeatable(True, torch.device("cuda", 0)):
+        assert os.environ.get(repeat.CONFIG) == stays
+    assert seen == ([repeat.FIXED] if asks == "too late" else [repeat.FIXED, None])
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ.pop(repeat.CONFIG, None) == stays
