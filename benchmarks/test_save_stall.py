@@ -129,8 +129,8 @@ def measure(
     found: dict[str, list[Block]] = {case: [] for case in CASES}
     for round_ in range(rounds):
         for case in CASES[round_ % 3 :] + CASES[: round_ % 3]:
-            saver = None if case == "no save" else Saver(
-                folder, _Alone(), background=case == "background", device=device
+            saver = (
+                None if case == "no save" else Saver(folder, _Alone(), background=case == "background", device=device)
             )
             found[case].append(_block(training, saver, len(found[case])))
     return found

@@ -26,9 +26,9 @@ PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "formats": ("runs", 90),
     "repeat": ("runs", 120),
     "ranks": ("runs", 120),
-    "death": ("runs", 100),
+    "death": ("deaths", 100),
     "memory": ("runs", 120),
-    "starved": ("runs", 40),
+    "starved": ("deaths", 40),
     "exactly": ("runs", 200),
     "split": ("kernels", 90),
     "compiled": ("kernels", 120),
@@ -58,7 +58,9 @@ def main() -> int:
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     if len(options.parts) == 1 and options.here:
-        if PARTS[options.parts[0]][0] == "kernels":  # they switch torch's deterministic algorithms on and off themselves
+        if (
+            PARTS[options.parts[0]][0] == "kernels"
+        ):  # they switch torch's deterministic algorithms on and off themselves
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         _work(options.parts[0])(Report(options.parts[0], options.out, small))
         return 0

@@ -98,7 +98,7 @@ class _Layers(torch.nn.Module):
     def __init__(self, small: bool, layers: int, how: str) -> None:
         super().__init__()
         dim, self.seq = (64, 32) if small else (4096, 4096)
-        sizes = {"num_heads": max(1, dim // 128), "ffn_dim": dim * 43 // 16, "vocab_size": 64}
+        sizes: Any = {"num_heads": max(1, dim // 128), "ffn_dim": dim * 43 // 16, "vocab_size": 64}
         with torch.device(DEVICE):
             model: Any = build(Llama(dim=dim, num_layers=layers, **sizes))
         model.to(DTYPE)
@@ -138,7 +138,7 @@ def _split(report: Report, hows: Sequence[str]) -> None:
     for how in hows:
         for strict in (False,) if how == "compiled" else (False, True):
             torch.use_deterministic_algorithms(strict)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             nets = {name: _Layers(report.small, 2, how) for name in ("autograd", "ours")}
             gradients = defer(nets["ours"])
             x, dy = (torch.randn(nets["ours"].size, device=DEVICE, dtype=DTYPE) for _ in range(2))

@@ -25,7 +25,9 @@ __all__ = ["ActionFailed", "PeerLost", "failed", "out_of_memory", "raised", "spe
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")  # of CUDA, of the CPU's allocator, of cuBLAS
 
-_REPEATABLE = "; write deterministic = False in the experiment to run it all the same: no two runs will then have the same bits"
+_REPEATABLE = (
+    "; write deterministic = False in the experiment to run it all the same: no two runs will then have the same bits"
+)
 
 
 class ActionFailed(UserError):
