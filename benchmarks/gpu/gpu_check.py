@@ -34,8 +34,8 @@ PARTS: dict[str, tuple[str, float]] = {  # module, seconds
     "compiled": ("kernels", 120),
     "embedding": ("kernels", 30),
     "stall": ("kernels", 120),
-    "decode": ("kernels", 40),
-    "attention": ("kernels", 30),
+    "decode": ("attending", 40),
+    "attention": ("attending", 30),
     "busy": ("runs", 60),
     "profile": ("seven", 90),
     "seven": ("seven", 110),
@@ -53,16 +53,12 @@ def main() -> int:
         return rank(options.rank)
     if options.fit or options.spread or options.endless:
         return _child(options)
-    if not small and not has_gpu():
-        print("no GPU here: nothing is checked; --small runs everything in a small form on a CPU")
-        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     if len(options.parts) == 1 and options.here:
-        if (
-            PARTS[options.parts[0]][0] == "kernels"
-        ):  # they switch torch's deterministic algorithms on and off themselves
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         _work(options.parts[0])(Report(options.parts[0], options.out, small))
+        return 0
+    if not small and not has_gpu():
+        print("no GPU here: nothing is checked; --small runs everything in a small form on a CPU")
         return 0
     return max(_wait(_started(parts, options), parts, options.out) for parts in _groups(options))
 
