@@ -14,6 +14,7 @@ from ..specs import Experiment
 from ..train import checkpoint
 from ..train.agreement import Ranks
 from ..train.prepare import check_sources
+from ..train.repeatable import repeatable
 from ..train.sampling import picker
 from ..train.weights import expected, require_same, stored
 
@@ -55,7 +56,7 @@ def generate(
     pick, cache = picker(temperature, top_k, seed), KVCache()
     added: list[int] = []
     tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-    with decoding():
+    with decoding(), repeatable(experiment.deterministic, device):
         while len(added) < max_new_tokens:
             logits = model(torch.tensor([tokens], device=device), None, cache)
             token = pick(logits[0, -1])
