@@ -24,7 +24,7 @@ for name, value in ENVIRONMENT.items():  # as in a run; read when torch is loade
 import torch  # noqa: E402
 
 from forgather_dsl import AdamW, Experiment, Llama, patch  # noqa: E402
-from forgather_dsl.dsl import build  # noqa: E402
+from forgather_dsl.dsl import build, replace  # noqa: E402
 from forgather_dsl.models.init import initialise  # noqa: E402
 from forgather_dsl.parallel.interpreter import Pipeline  # noqa: E402
 from forgather_dsl.parallel.stage import Stage  # noqa: E402
@@ -36,6 +36,7 @@ from forgather_dsl.train.optimizers import named_states, parameter_groups  # noq
 
 INTERVAL = 10  # steps
 VOCAB, SEQ = 11_000, 256
+CPU = torch.device("cpu")
 CASES = ("no save", "background", "between steps")
 
 
@@ -56,10 +57,11 @@ class _Alone:
 class _Training:
     """Steps of one process, as the training loop makes them."""
 
-    def __init__(self, microbatches: int) -> None:
+    def __init__(self, microbatches: int, device: torch.device = CPU, **sizes: int) -> None:
+        self.device, spec = device, replace(Shape().model, **sizes)
         with torch.device("meta"):
-            model: Any = build(Shape().model)
-        stage = Stage(model, 0, 1, range(12), torch.device("cpu"))
+            model: Any = build(spec)
+        stage = Stage(model, 0, 1, range(spec.num_layers), device)
         initialise(model, 0)
         self.pipeline, self.loss = Pipeline([stage], accumulate(microbatches), 0), CrossEntropy()
         self.parameters = dict(self.pipeline.named_parameters())
@@ -67,6 +69,11 @@ class _Training:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, VOCAB, (microbatches, SEQ + 1), generator=generator)
         self.batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def settle(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def step(self, before_update: Callable[[], None]) -> None:
         self.pipeline.step(*self.batch, None, self.loss, 0, self.batch[1].numel())
@@ -100,6 +107,7 @@ def _block(training: _Training, saver: Saver | None, number: int) -> Block:
         stalled += time.perf_counter() - start
         return result
 
+    training.settle()
     started, busy = time.perf_counter(), time.process_time()
     if saver is not None:
         timed(saver.save, training.contents(number))
@@ -107,18 +115,23 @@ def _block(training: _Training, saver: Saver | None, number: int) -> Block:
         training.step((lambda: timed(saver.before_update)) if saver is not None else lambda: None)
     if saver is not None and (failure := timed(saver.finish)) is not None:
         raise RuntimeError(failure)
+    training.settle()
     return Block(time.perf_counter() - started, time.process_time() - busy, stalled)
 
 
-def measure(rounds: int, microbatches: int, folder: str) -> dict[str, list[Block]]:
-    """Of each case, per round."""
-    training = _Training(microbatches)
+def measure(
+    rounds: int, microbatches: int, folder: str, device: torch.device = CPU, **sizes: int
+) -> dict[str, list[Block]]:
+    """Of each case, per round. `sizes` change the model."""
+    training = _Training(microbatches, device, **sizes)
     for _ in range(2):
         training.step(lambda: None)  # memory is made
     found: dict[str, list[Block]] = {case: [] for case in CASES}
     for round_ in range(rounds):
         for case in CASES[round_ % 3 :] + CASES[: round_ % 3]:
-            saver = None if case == "no save" else Saver(folder, _Alone(), background=case == "background")
+            saver = (
+                None if case == "no save" else Saver(folder, _Alone(), background=case == "background", device=device)
+            )
             found[case].append(_block(training, saver, len(found[case])))
     return found
 

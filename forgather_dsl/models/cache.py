@@ -7,9 +7,26 @@ share a process need one each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 _BLOCK = 256  # tokens
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """While keys grow by one a token: cuDNN, which torch prefers for attention on some GPUs, is left out.
+
+    It makes a plan for every number of keys; on an H200 a token of a 7 B model took 73 ms with it and 26 ms without.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class KVCache:

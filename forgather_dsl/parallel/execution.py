@@ -156,7 +156,7 @@ class Execution:
         stage, k = self.stages[action.stage], action.microbatch
         training = torch.is_grad_enabled()
         if stage.first:
-            x = self.tokens[k].to(stage.device)
+            x = self.tokens[k]
         else:
             x = self.messages.receive(Message("activation", action.stage, k)).requires_grad_(training)
         self._started = self.clock.now()

@@ -25,6 +25,10 @@ __all__ = ["ActionFailed", "PeerLost", "failed", "out_of_memory", "raised", "spe
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")  # of CUDA, of the CPU's allocator, of cuBLAS
 
+_REPEATABLE = (
+    "; write deterministic = False in the experiment to run it all the same: no two runs will then have the same bits"
+)
+
 
 class ActionFailed(UserError):
     """An action raised `error`."""
@@ -59,6 +63,7 @@ def out_of_memory(error: BaseException) -> bool:
 def raised(error: Exception) -> str:
     """An error for a message: its kind, its line, its text."""
     text = str(error).strip() or "(without a message)"
+    text += _REPEATABLE if "deterministic implementation" in text else ""
     return f"{type(error).__name__} at {_line(error)}: {text}"
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 import torch.nn as nn
 
-from forgather_dsl.models.cache import KVCache
+from forgather_dsl.models.cache import KVCache, decoding
 from forgather_dsl.parallel.execution import Execution, Forward, Timing
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.messages import Messages, Route, Wire
@@ -134,6 +134,7 @@ class Pipeline:
             raise ValueError(f"a batch of {len(tokens)} sequences does not divide into {count} microbatches")
         if num_valid < 1:
             raise ValueError(f"num_valid={num_valid}: a step needs at least one valid target")
+        tokens, targets, documents = self._on_device(tokens, targets, documents)
         parts = tokens.split(len(tokens) // count)
         forward = self._to_loss(targets, documents, len(parts[0]), loss_fn, step)
         if guess is not None:
@@ -164,6 +165,7 @@ class Pipeline:
 
         On the rank of the last stage; None on the others.
         """
+        tokens, targets, documents = self._on_device(tokens, targets, documents)
         parts = tokens.split(microbatch_size)
         forward = self._to_loss(targets, documents, microbatch_size, loss_fn, step=0)
         schedule = _forwards(self.schedule.placement, len(parts), self.schedule.num_shards)
@@ -182,19 +184,29 @@ class Pipeline:
             raise ValueError(f"a prompt is [1, seq] with at least one token, not {list(tokens.shape)}")
         caches = {index: KVCache() for index in self.stages}
         schedule = _forwards(self.schedule.placement, 1, self.schedule.num_shards)
-        offset, chosen = 0, []
+        offset, chosen, tokens = 0, [], tokens.to(self._device)
 
         def forward(stage: Stage, x: torch.Tensor, _: int) -> torch.Tensor:
             return stage.decode(x, offset, caches[stage.index])
 
-        with self._session(training=False), torch.no_grad():
+        with self._session(training=False), torch.no_grad(), decoding():
             while len(chosen) < max_new_tokens and (not chosen or chosen[-1] != stop):
                 outputs = self._run(schedule, [tokens], forward).outputs
                 token = pick(outputs[0][0, -1]) if outputs else 0
                 chosen.append(self.wire.broadcast(token, self.last_rank))
                 offset += tokens.shape[1]
-                tokens = torch.tensor([chosen[-1:]])
+                tokens = torch.tensor([chosen[-1:]], device=self._device)
         return chosen
+
+    def _on_device(
+        self, tokens: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A batch, copied as a whole: a copy from ordinary memory waits for the GPU, which must not happen once a microbatch.
+
+        A spread head looks for its targets on the host.
+        """
+        documents = None if documents is None else documents.to(self._device)
+        return tokens.to(self._device), targets if self.shard is not None else targets.to(self._device), documents
 
     def _to_loss(
         self, targets: torch.Tensor, documents: torch.Tensor | None, size: int, loss_fn: LossFn, step: int
@@ -204,11 +216,11 @@ class Pipeline:
 
         def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
             rows = slice(k * size, (k + 1) * size)
-            ids = None if documents is None else documents[rows].to(stage.device)
+            ids = None if documents is None else documents[rows]
             y = stage.forward(x, ids, (self.seed, step, first + k))
             if self.watch is not None and torch.is_grad_enabled():
                 self.watch(stage, k, y)
-            return loss_fn(y, targets[rows].to(stage.device)) if stage.last and self.shard is None else y
+            return loss_fn(y, targets[rows]) if stage.last and self.shard is None else y
 
         return forward
 

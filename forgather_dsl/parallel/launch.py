@@ -33,13 +33,16 @@ POLL_SECONDS = 0.02
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT"}
 if "OMP_WAIT_POLICY" not in os.environ:  # the user has not decided
     ENVIRONMENT["GOMP_SPINCOUNT"] = "10000"
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+    ENVIRONMENT["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 """What every rank runs under unless the user has set it; read when torch is loaded, or at its first matrix product.
 
 Threads that wait spin for some microseconds, then sleep. By default they spin for milliseconds, and beside another busy
 program each of a small model's thousand parallel regions per step then lasts a time slice; if they never spin, waking up
 costs a third to three quarters of a step (benchmarks/LOG.md). And MKL's matrix products do not depend on the number of
 threads: on processors with AVX-512 they do otherwise, and a rank of two has half of the threads of a single process
-(Intel's "conditional numerical reproducibility", strict)."""
+(Intel's "conditional numerical reproducibility", strict). Expandable segments halve what a GPU's allocator reserves beyond
+what it has given out (benchmarks/LOG.md)."""
 
 
 def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = None) -> int:

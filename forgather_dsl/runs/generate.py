@@ -8,12 +8,13 @@ import torch
 
 from ..dsl import build
 from ..errors import UserError
-from ..models.cache import KVCache
+from ..models.cache import KVCache, decoding
 from ..parallel.group import World
 from ..specs import Experiment
 from ..train import checkpoint
 from ..train.agreement import Ranks
 from ..train.prepare import check_sources
+from ..train.repeatable import repeatable
 from ..train.sampling import picker
 from ..train.weights import expected, require_same, stored
 
@@ -55,11 +56,12 @@ def generate(
     pick, cache = picker(temperature, top_k, seed), KVCache()
     added: list[int] = []
     tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-    while len(added) < max_new_tokens:
-        logits = model(torch.tensor([tokens], device=device), None, cache)
-        token = pick(logits[0, -1])
-        if token == tokenizer.eos_id:
-            break
-        added.append(token)
-        tokens = [token]
+    with decoding(), repeatable(experiment.deterministic, device):
+        while len(added) < max_new_tokens:
+            logits = model(torch.tensor([tokens], device=device), None, cache)
+            token = pick(logits[0, -1])
+            if token == tokenizer.eos_id:
+                break
+            added.append(token)
+            tokens = [token]
     return prompt + tokenizer.decode(added)

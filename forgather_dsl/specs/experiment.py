@@ -71,6 +71,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     lr_schedule: LRSchedule = WarmupCosine()
     clip_norm: float | None = attrs.field(default=1.0, validator=positive)
     precision: Precision = BF16Mixed()
+    deterministic: bool = True  # the same bits from every run on a GPU too; attention's backward is slower for it
     hardware: str = "auto"  # "4x24GB", "24GB+12GB", or what is here
     parallel: Parallel = Single()
     recompute: Recompute = NoRecompute()

@@ -158,6 +158,11 @@ class Pipeline(Parallel):
             yield "post_validation", "a head spread over the ranks is not run again; leave one of the two out"
         if self.engine == "torch" and self.stages == 1:
             yield "engine", "torch's runtime needs two ranks or more, this pipeline has one; leave it out"
+        if self.engine == "torch" and self.ranks_per_gpu > 1:
+            yield (
+                "ranks_per_gpu",
+                "torch's runtime cannot send between ranks that share a card; leave one of the two out",
+            )
         if self.engine == "torch" and self.spread_head:
             yield "spread_head", "torch's runtime has no shards of a head; leave it out, or write engine='own'"
         places = placement(self)

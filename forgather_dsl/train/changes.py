@@ -22,6 +22,7 @@ __all__ = ["FREE", "STOPS", "refuse_changes"]
 FREE = (
     "parallel",
     "recompute",
+    "deterministic",
     "hardware",
     "loggers",
     "checkpoints",

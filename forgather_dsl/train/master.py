@@ -60,6 +60,13 @@ class ExactMaster:
                 self._entries[name] = entry
                 singles.append({**group, "params": [(name, entry.shadow)]})
         self.inner = make(singles)
+        self._places = {
+            name: (part, group)
+            for part in self.parts
+            if isinstance(part, torch.optim.Optimizer)
+            for group in part.param_groups
+            for name in group["param_names"]
+        }
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -79,15 +86,27 @@ class ExactMaster:
     @torch.no_grad()
     def step(self) -> None:
         """One update of every parameter that has a gradient; one fp32 copy of a parameter at a time."""
-        for entry in self._entries.values():
+        for name, entry in self._entries.items():
             if entry.parameter.grad is None:
                 continue
             entry.shadow.data = join(entry.parameter, entry.lower)
             entry.shadow.grad = entry.parameter.grad.float()
-            self.inner.step()  # the others have no gradient now, and are passed over
+            self._step_alone(name)
             entry.shadow.grad = None
             split(entry.shadow.data, entry.parameter, entry.lower)
             entry.shadow.data = entry.empty
+
+    def _step_alone(self, name: str) -> None:
+        """The others have no gradient now and would be passed over, but one by one: there are as many groups as parameters."""
+        if name not in self._places:
+            self.inner.step()
+            return
+        part, group = self._places[name]
+        everyone, part.param_groups = part.param_groups, [group]
+        try:
+            part.step()
+        finally:
+            part.param_groups = everyone
 
     def masters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 master) of every parameter: a new tensor each."""

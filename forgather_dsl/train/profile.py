@@ -23,6 +23,7 @@ from ..models.init import initialise
 from ..parallel.deferred import WeightGradients
 from ..parallel.stage import Stage
 from ..specs import Experiment, FullRecompute
+from .repeatable import repeatable
 from .trainer import TRUSTED
 
 __all__ = ["measure"]
@@ -120,7 +121,8 @@ def main(arguments: list[str]) -> None:
         experiment = from_dict(json.load(file), trust=os.environ.get(TRUSTED) == "1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    result = measure(experiment, device)
+    with repeatable(experiment.deterministic, device):
+        result = measure(experiment, device)
     with open(out, "w", encoding="utf-8") as file:
         json.dump(result, file, indent=1)
 

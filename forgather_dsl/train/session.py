@@ -36,6 +36,7 @@ from .directory import read_layout
 from .guards import Guards
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
+from .repeatable import repeatable
 from .watching import Watch
 
 FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,
@@ -168,12 +169,17 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) 
         shard = make_shard(experiment, layout, index, world.device, autocast)
         shard.initialise(experiment.seed)
         stages.append(shard)
-    return _engine(experiment)(stages, layout.schedule, experiment.seed, mesh.pipeline, mesh.replica)
+    return _engine(experiment, world)(stages, layout.schedule, experiment.seed, mesh.pipeline, mesh.replica)
 
 
-def _engine(experiment: Experiment) -> type[Pipeline]:
+def _engine(experiment: Experiment, world: World) -> type[Pipeline]:
     if getattr(experiment.parallel, "engine", "own") == "own":
         return Pipeline
+    if world.device.type == "cuda" and world.backend == "gloo":
+        raise UserError(
+            "parallel.engine: torch's runtime sends from the GPU, which ranks that share one cannot; leave it out, or start "
+            "no more ranks on this machine than it has GPUs"
+        )
     from ..parallel.torch_engine import TorchPipeline
 
     return TorchPipeline
@@ -244,7 +250,7 @@ def _train(
     random.seed(experiment.seed)
     np.random.seed(experiment.seed % 2**32)  # for users' own code: ours draws from generators of its own
     torch.manual_seed(experiment.seed)
-    with MemoryReport(experiment, path, world) as report:
+    with repeatable(experiment.deterministic, world.device), MemoryReport(experiment, path, world) as report:
         PROGRESS.mark("building its part of the model")
         with doing("building its part of the model"):
             report.session = session = Session(experiment, path, prepared, world)

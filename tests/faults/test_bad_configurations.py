@@ -159,6 +159,7 @@ BAD = {
     "an unknown source": Bad(["data=TextFile"], ["data", "did you mean 'TextFiles'"]),
     "an unknown schedule": Bad(["parallel.schedule=Interleave"], ["parallel.schedule", "did you mean 'Interleaved'"], "Pipe"),
     "an unknown engine": Bad(["parallel.engine=torche"], ["parallel.engine", "'own', 'torch'"], "Pipe"),
+    "torch's engine on a shared card": Bad(["parallel.engine=torch", "parallel.ranks_per_gpu=2"], ["parallel.ranks_per_gpu", "share a card"], "Pipe"),
     "a field of another component": Bad(["model.qk_norm=RMSNorm"], ["model.qk_norm", "did you mean 'attention.qk_norm'"]),
     "a patch of another optimizer": Bad([], ["optimizer", "does not apply", "swap(Muon"], "OnAdam"),
     "derived in a circle": Bad([], ["steps -> seed -> steps", "need each other"], "Circle"),

@@ -62,6 +62,7 @@ def reached(folder: Path, step: int) -> None:
 FREELY: dict[str, Any] = {
     "parallel": Pipeline(stages=2),
     "recompute": FullRecompute(),
+    "deterministic": False,
     "hardware": "2x24GB",
     "loggers": (),
     "checkpoints": Checkpoints(keep_last=7),

@@ -197,3 +197,34 @@ def test_misuse_is_explained():
         Pipeline(stages(2), one_f_one_b(2, 4), seed=0)
     with pytest.raises(ValueError, match="0B0 of rank 0 occurs 0 times"):
         Pipeline(stages(1), from_rows("half", [accumulate(1).actions[0][:1]]), seed=0)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_batch_goes_to_the_device_as_a_whole(monkeypatch, documents):
+    """Not in microbatches: each copy from ordinary memory would have the host wait until the GPU has done all before it."""
+    moved, to = [], torch.Tensor.to
+
+    def watched(tensor, *arguments, **options):
+        if not tensor.is_floating_point():
+            moved.append(len(tensor))
+        return to(tensor, *arguments, **options)
+
+    pipeline, (tokens, targets, ids) = Pipeline(stages(1), accumulate(4), 0), batch(8)
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    pipeline.step(tokens, targets, ids if documents else None, loss_sum, 0, targets.numel())
+    pipeline.forward_only(tokens, targets, ids if documents else None, loss_sum, 2)
+    assert moved == [len(tokens)] * 2 * (2 + documents)
+
+
+def test_generation_leaves_cudnn_attention_out():
+    """It would make a plan for every length; training may use it."""
+    seen, pipeline = [], Pipeline(stages(1), accumulate(4), 0)
+
+    def pick(logits):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return 1
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    pipeline.sample(batch(1)[0], 2, pick)
+    assert (seen, torch.backends.cuda.cudnn_sdp_enabled()) == ([False, False], before)
+    assert before

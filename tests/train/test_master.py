@@ -59,6 +59,21 @@ def test_a_hundred_small_steps_are_those_of_fp32_bit_for_bit(optimizer):
         assert torch.equal(ours[name].float(), master.bfloat16().float())
 
 
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()])
+def test_a_parameter_is_updated_without_a_look_at_the_others(optimizer):
+    """A step that looks at every group for every parameter took 0.8 s of the host for the 290 of a 7 B model."""
+    ours = {f"model.layers.{i}.up.weight": torch.nn.Parameter(torch.ones(4, 4).bfloat16()) for i in range(5)}
+    exact = ExactMaster(parameter_groups(ours.items()), lambda groups: build(optimizer, params=groups))
+    groups, looked = list(exact.param_groups), []
+    for part in exact.parts:
+        part.register_step_pre_hook(lambda part, *_: looked.append(len(part.param_groups)))
+    for parameter in ours.values():
+        parameter.grad = torch.ones_like(parameter)
+    exact.step()
+    assert looked == [1] * len(ours)
+    assert all(a is b for a, b in zip(exact.param_groups, groups, strict=True))
+
+
 def test_no_fp32_copy_outlives_a_step():
     parameter = torch.nn.Parameter(torch.randn(40, 16).bfloat16())
     exact = ExactMaster(parameter_groups([("a.embed.weight", parameter)]), lambda g: build(AdamW(), params=g))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from forgather_dsl import Llama, Single
+from forgather_dsl import Experiment, Llama, Pipeline, Single
+from forgather_dsl.errors import UserError
+from forgather_dsl.parallel import interpreter
+from forgather_dsl.parallel.failures import raised
 from forgather_dsl.parallel.group import World
+from forgather_dsl.parallel.torch_engine import TorchPipeline
+from forgather_dsl.train import repeatable as repeat
+from forgather_dsl.train import session
 from forgather_dsl.train.agreement import Ranks, Said
 from forgather_dsl.train.console import Console, duration
 from forgather_dsl.train.flops import peak, per_token
@@ -18,6 +28,12 @@ from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
 from forgather_dsl.train.metrics import MetricsFile, read
 from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
 from forgather_dsl.train.sampling import picker
+
+
+class Short(Experiment):
+    """A step."""
+
+    steps = 1
 
 
 def test_cosine_warms_up_peaks_and_ends_at_its_final_share() -> None:
@@ -178,12 +194,7 @@ def test_durations_read_as_clocks() -> None:
 
 
 def test_single_is_the_default() -> None:
-    from forgather_dsl import Experiment
-
-    class Plain(Experiment):
-        steps = 1
-
-    assert Plain().parallel == Single()
+    assert Short().parallel == Single()
 
 
 def test_a_sample_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,3 +205,51 @@ def test_a_sample_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]
     assert "\x1b" not in shown
     assert "\x00" not in shown
     assert "  | \tpass" in shown
+
+
+def test_kernels_are_repeatable_while_a_run_on_a_gpu_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switches are torch's and global, so they can be seen without a card; `put_` is an operator without a repeatable form."""
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    numbers, at = torch.zeros(3), torch.tensor([0])
+    monkeypatch.setenv(repeat.CONFIG, repeat.FIXED)
+    with repeat.repeatable(True, torch.device("cuda", 0)):
+        assert not settings.fill_uninitialized_memory
+        with pytest.raises(RuntimeError) as refused:
+            numbers.put_(at, torch.ones(1))
+    assert raised(refused.value).endswith("no two runs will then have the same bits")
+    assert (torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory) == before
+    for wanted, device in ((True, "cpu"), (False, "cuda")):
+        with repeat.repeatable(wanted, torch.device(device)):
+            numbers.put_(at, torch.ones(1))
+
+
+@pytest.mark.parametrize(("asks", "stays"), [("once", None), ("always", repeat.FIXED), ("too late", None)])
+def test_torch_is_shown_the_variable_of_cublas_as_long_as_it_asks(
+    monkeypatch: pytest.MonkeyPatch, asks: str, stays: str | None
+) -> None:
+    seen: list[str | None] = []
+
+    def product(device: torch.device) -> None:
+        seen.append(os.environ.get(repeat.CONFIG))
+        if asks == "too late" or (asks == "always" and seen[-1] is None):
+            raise RuntimeError("this operation is not deterministic because it uses CuBLAS")
+
+    monkeypatch.delenv(repeat.CONFIG, raising=False)
+    monkeypatch.setattr(repeat, "_multiply", product)
+    refused = pytest.raises(UserError, match="deterministic = False") if asks == "too late" else nullcontext()
+    with refused, repeat.repeatable(True, torch.device("cuda", 0)):
+        assert os.environ.get(repeat.CONFIG) == stays
+    assert seen == ([repeat.FIXED] if asks == "too late" else [repeat.FIXED, None])
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ.pop(repeat.CONFIG, None) == stays
+
+
+def test_torchs_runtime_is_refused_where_ranks_share_a_card() -> None:
+    """It would hand memory of the GPU to gloo, which ends the process."""
+    torchs = Short(parallel=Pipeline(stages=2, engine="torch"))
+    shared = World(0, 2, torch.device("cuda", 0), "gloo")
+    with pytest.raises(UserError, match=r"parallel\.engine"):
+        session._engine(torchs, shared)
+    assert session._engine(torchs, replace(shared, device=torch.device("cpu"))) is TorchPipeline
+    assert session._engine(Short(parallel=Pipeline(stages=2)), shared) is interpreter.Pipeline
