@@ -281,6 +281,60 @@ def losses(run: str) -> list[str]:
     return [float(line["loss"]).hex() for line in lines if "loss" in line]
 
 
+WRONG_BEGINNINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing": ({"model.norm.weight": None}, "1 missing: model.norm.weight"),
+    "unexpected": ({"score.weight": torch.zeros(2)}, "1 unexpected: score.weight"),
+    "another shape": ({"lm_head.weight": torch.zeros(263, 24)}, "lm_head.weight is [263, 24], the model has [263, 48]"),
+    "integers": ({"lm_head.weight": torch.zeros(263, 48, dtype=torch.int8)}, "lm_head.weight is I8"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BEGINNINGS)
+def test_a_run_does_not_begin_with_other_weights(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, said = WRONG_BEGINNINGS[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGATHER_CACHE", str(tmp_path / "cache"))
+    write_corpus(tmp_path / "corpus")
+    (tmp_path / "good").mkdir()
+    import_folder(write_hf(tmp_path / "good", MODELS["llama"]), "mine", BYTES)
+    write_hf(tmp_path, MODELS["llama"], **changes)
+    (tmp_path / "tiny.py").write_text(MINE.format(corpus="corpus"))
+    capsys.readouterr()
+    assert run_command(["run", "tiny.py:Tiny", "--set", "init_from=hf", "--out", "run"]) == 2
+    answer = capsys.readouterr()
+    assert "init_from: hf does not hold the weights of this model:" in answer.err
+    assert said in answer.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert run_command(["run", "tiny.py:Tiny", "--set", "init_from=good/hf", "--out", "run"]) == 0
+    assert run_command(["run", "tiny.py:Tiny", "--set", "init_from=hf", "--set", "steps=3", "--out", "run"]) == 2
+    assert "a run that has a checkpoint goes on from that" in capsys.readouterr().err
+
+
+def test_what_cannot_be_begun_with_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "corpus")
+    import_folder(write_hf(tmp_path, MODELS["llama"]), "mine", BYTES)
+    (tmp_path / "tiny.py").write_text(MINE.format(corpus="corpus"))
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles" / "pytorch_model.bin").write_text("")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**to_config(MODELS["llama"], 64), "rope_theta": 5.0}))
+    for path, said in {
+        "nowhere": "'nowhere' is no folder",
+        "empty": "empty has no checkpoint to begin with",
+        "pickles": "holds its weights as pickles (pytorch_model.bin)",
+        "hf": "model.rope.theta: config.json says 5.0, the experiment 10000.0",
+    }.items():
+        capsys.readouterr()
+        assert run_command(["run", "tiny.py:Tiny", "--set", f"init_from={path}", "--out", "run"]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_of_the_run_wins_over_what_it_began_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

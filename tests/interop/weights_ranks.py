@@ -102,6 +102,39 @@ def experiment(name: str, single: bool = False) -> Experiment:
     return replace(base, data=TextFiles(paths="corpus", held_out=0.2), **changes)
 
 
+FROM_RUNS = {  # what init_from names, and the run whose weights that is
+    "llama-1F1B-run": Case("Llama", False, ZeroBubbleV(), False, spread_head=False),
+    "llama-tied-ZB-V-run/checkpoints/step-00000001": Case("Llama", True, Interleaved(), False),
+    "qwen3-spread-head-run": Case("Qwen3", False, OneFOneB(), False, spread_head=True, precision=BF16()),
+}
+
+
+def begin_with_runs(rank: int) -> int:
+    """Two ranks begin with what another layout has trained, optimizer state and all; how many parameters are not taken."""
+    wrong = 0
+    for number, (source, case) in enumerate(FROM_RUNS.items()):
+        run = source.partition("/")[0]
+        one = Short(model=directory.read_config(run).model, init_from=source, parallel=case.parallel, **case.changes)
+        one = replace(one, data=TextFiles(paths="corpus", held_out=0.2))
+        if rank == 0:
+            directory.write(one, f"from{number}", None, None)
+            Path(f"from{number}", "ready").touch()
+        while not Path(f"from{number}", "ready").exists():
+            time.sleep(0.01)
+        os.environ[STORE] = os.path.abspath(f"from{number}/store")
+        begin_with = Session.begin_with
+
+        def beginning(session: Session, path: str, run: str = run, begin_with: Any = begin_with) -> None:
+            nonlocal wrong
+            begin_with(session, path)
+            wrong += len(not_taken(session, f"{run}-hf")) + (session.step != 0)
+
+        Session.begin_with = beginning
+        run_session(one, f"from{number}", prepare(one), resume="auto", changes=[])
+        Session.begin_with = begin_with
+    return wrong
+
+
 def out(name: str) -> str:
     return name.replace(" ", "-").replace(",", "")
 
@@ -121,7 +154,7 @@ def train(name: str, rank: int, ranks: int) -> None:
 
     def beginning(session: Session, source: str) -> None:
         begin_with(session, source)
-        wrong.extend(not_taken(session, name))
+        wrong.extend(not_taken(session, f"{out(name)}-hf"))
 
     Session.begin_with = beginning
     try:
@@ -131,10 +164,10 @@ def train(name: str, rank: int, ranks: int) -> None:
     Path(path, f"begun{rank}.json").write_text(json.dumps(wrong))
 
 
-def not_taken(session: Session, name: str) -> list[str]:
+def not_taken(session: Session, folder: str) -> list[str]:
     """Parameters of this rank that are not what the folder holds."""
     stored: dict[str, torch.Tensor] = {}
-    for file in Path(f"{out(name)}-hf").glob("*.safetensors"):
+    for file in Path(folder).glob("*.safetensors"):
         stored |= load_file(file)
     masters = dict(session.optimizer.masters()) if isinstance(session.optimizer, ExactMaster) else {}
     shard, wrong = session.pipeline.shard, []
@@ -188,6 +221,7 @@ def main(folder: str) -> None:
     for ranks in (1, 2):
         codes += forked(ranks, lambda rank, ranks=ranks: sum(train(name, rank, ranks) or 0 for name in CASES))
     wrong = {name: problems(name) for name in CASES} if not any(codes) else {}
+    codes += forked(2, begin_with_runs)
     print(json.dumps({"codes": codes, "checked": checked, "cases": wrong}))
 
 
