@@ -35,9 +35,9 @@ class {name}(Experiment):
 
 
 def class_name(text: str, otherwise: str) -> str:
-    """A name for a class, from that of a folder: `Qwen2.5-0.5B` becomes `Qwen2_5_0_5B`."""
-    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")
-    name = name[:1].upper() + name[1:]
+    """A name for a class, from that of a folder: `tiny-llama` becomes `TinyLlama`, `Qwen2.5-0.5B` becomes `Qwen2_5_0_5B`."""
+    words = [word[0].upper() + word[1:] for word in re.split(r"[\W_]+", text, flags=re.ASCII) if word]
+    name = "".join(f"_{word}" if i and word[0].isdigit() else word for i, word in enumerate(words))
     return name if name.isidentifier() else otherwise
 
 

@@ -19,7 +19,7 @@ from ..train.checkpoint import Source
 from ..train.weights import alone, expected, read_weights, require_same, save_weights
 from .experiment_text import class_name, experiment_text
 from .families import CLASSES, from_config
-from .folder import EMBEDDING, HEAD, TYPES, Folder, new_folder, open_folder, require_room
+from .folder import EMBEDDING, HEAD, TYPES, Folder, new_folder, open_folder, require_new, require_room
 from .resize import NEW_ROWS, Rows, plan_rows
 from .words import GENERATION
 from .words_in import Incoming, read_words
@@ -73,6 +73,7 @@ def import_folder(
     Raises:
         UserError: with everything that is in the way; nothing is left then.
     """
+    require_new(out)
     folder = open_folder(path)
     model = from_config(folder.config, os.path.join(path, "config.json"))
     found = folder.without_copies(model.tie_embeddings)
