@@ -47,8 +47,8 @@ def experiment_text(
     """The file of an experiment that trains an imported model on."""
     used = {"AdamW", "Experiment", *_names(tokenizer), *_names(model)}
     return _FILE.format(
-        what=what.replace("\\", "/").replace('"""', "'''"),
-        file=file,
+        what=_in_docstring(what),
+        file=_in_docstring(file),
         name=name,
         imports=_imports(sorted(used, key=lambda word: (not word.isupper(), word))),
         init_from=_text(init_from),
@@ -58,6 +58,10 @@ def experiment_text(
         steps=STEPS,
         lr=FINE_TUNING_LR,
     )
+
+
+def _in_docstring(text: str) -> str:
+    return text.replace("\\", "/").replace('"""', "'''")
 
 
 def spec_text(spec: Lazy[Any]) -> str:

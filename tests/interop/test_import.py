@@ -406,8 +406,9 @@ def test_a_folder_without_a_tokenizer_says_what_to_name(tmp_path: Path) -> None:
     import_folder(hf, str(tmp_path / "file"), Vocabulary(tokenizer=str(tmp_path / "words" / "tokenizer.json")))
     for run in ("run", "file"):
         assert load(f"{tmp_path}/{run}/experiment.py:Hf")().tokenizer.vocab_size == 263  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"'x-y' is no name for a class"):
-        import_folder(hf, str(tmp_path / "other"), BYTES, name="x-y")
+    for name in ("x-y", "Llama", "class"):
+        with pytest.raises(UserError, match=rf"'{name}' is no name for a class"):
+            import_folder(hf, str(tmp_path / "other"), BYTES, name=name)
     assert left(tmp_path) == ["file", "hf", "run", "words"]
 
 
