@@ -13,11 +13,10 @@ from ..errors import UserError
 from ..specs import Experiment
 from .folder import SHARD_BYTES, new_folder, require_new, require_room
 from .outgoing import Outgoing, open_outgoing
+from .place import DTYPES, KINDS
 
-__all__ = ["DTYPES", "KINDS", "Exported", "export"]
+__all__ = ["Exported", "export"]
 
-KINDS = ("torch", "hf", "hf-remote", "gguf")
-DTYPES = ("float32", "bfloat16", "float16")
 OTHER_FILES = 2**25  # bytes: a tokenizer, configurations and code
 
 

@@ -22,7 +22,8 @@ from ..train.weights import alone, expected, read_weights, require_same, save_we
 from .experiment_text import class_name, experiment_text
 from .families import CLASSES, from_config
 from .folder import EMBEDDING, HEAD, TYPES, Folder, new_folder, open_folder, require_new, require_room
-from .resize import NEW_ROWS, Rows, plan_rows
+from .place import NEW_ROWS
+from .resize import Rows, plan_rows
 from .words import GENERATION
 from .words_in import Incoming, read_words
 
