@@ -37,11 +37,15 @@ class Outgoing(NamedTuple):
         return sum(map(num_bytes, self.stored.values()))
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of each, or of those named, one at a time and in any order.
+        """(name, tensor) of those named, in any order; or of all, in the order of `stored` and each mapped only for its turn.
 
         Raises UserError for numbers that float16 does not have.
         """
-        for name, tensor in read_weights(self.saved, self.stored if names is None else names):
+        if names is None:
+            for name in self.stored:
+                yield from self.tensors([name])
+            return
+        for name, tensor in read_weights(self.saved, names):
             converted = tensor if self.dtype is None else tensor.to(self.dtype)
             if self.dtype == torch.float16 and not torch.equal(converted.isfinite(), tensor.isfinite()):
                 raise UserError(f"{name} has numbers above 65504, which float16 does not have; write --dtype bfloat16")

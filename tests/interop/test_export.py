@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,36 @@ def test_a_wrong_command_line_ends_with_2(
     assert run_command(["export", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert left(tmp_path) == []
+
+
+MEMORY = """
+import torch
+from forgather_dsl.interop.export import export
+
+def peak():
+    return int([l for l in open("/proc/self/status") if l.startswith("VmHWM")][0].split()[1]) * 1024
+
+export("small", "hf", "warm", proof=False, tokenizer=False)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+done = export("large", "hf", "out", dtype="bfloat16", proof=False, tokenizer=False)
+print(done.bytes, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux tells the peak of a moment")
+def test_one_tensor_is_in_memory_at_a_time_on_the_way_out(tmp_path: Path, corpus: Path) -> None:
+    for name, sizes in {
+        "small": {},
+        "large": {"dim": 768, "ffn_dim": 2048, "vocab_size": 4096, "num_layers": 6},
+    }.items():
+        model = Llama(**{**SIZES, **sizes})
+        make_run(tmp_path / name, model, corpus, random_weights(model))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    total, peak = map(int, done.stdout.split())
+    largest = 4 * 4096 * 768
+    assert 2 * total > 12 * largest
+    assert peak < 2 * largest + 2**24, f"{peak / 2**20:.0f} MiB for {2 * total / 2**20:.0f} MiB"
