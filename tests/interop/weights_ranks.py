@@ -44,6 +44,7 @@ from forgather_dsl import (  # noqa: E402
 from forgather_dsl.dsl import load  # noqa: E402
 from forgather_dsl.interop.export import export  # noqa: E402
 from forgather_dsl.interop.families import from_config  # noqa: E402
+from forgather_dsl.interop.folder import Folder  # noqa: E402
 from forgather_dsl.interop.incoming import Vocabulary, import_folder  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
 from forgather_dsl.train import directory  # noqa: E402
@@ -150,10 +151,21 @@ def train(name: str, rank: int, ranks: int) -> None:
     while not Path(path, "ready").exists():
         time.sleep(0.01)
     os.environ[STORE] = os.path.abspath(f"{path}/store")
-    begin_with, wrong = Session.begin_with, []
+    begin_with, tensors, wrong = Session.begin_with, Folder.tensors, []
 
     def beginning(session: Session, source: str) -> None:
+        taken: set[str] = set()
+
+        def reading(self: Folder, names: Any, slices: Any) -> Any:
+            for key, tensor in tensors(self, names, slices):
+                taken.add(key)
+                yield key, tensor
+
+        Folder.tensors = reading
         begin_with(session, source)
+        Folder.tensors = tensors
+        if not CASES[name].imported and taken != set(session.parameters):
+            wrong.append(f"rank {rank} read {sorted(taken ^ set(session.parameters))}")
         wrong.extend(not_taken(session, f"{out(name)}-hf"))
 
     Session.begin_with = beginning
