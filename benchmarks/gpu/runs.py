@@ -95,7 +95,7 @@ def formats(report: Report) -> None:
 
 
 def repeat(report: Report) -> None:
-    """The same run twice, and once more from its sixth step: how many tensors of the last checkpoint differ."""
+    """The same run twice, and once more from its middle: how many tensors of the last checkpoint differ."""
     for kind in REPEATED:
         _repeat(report, kind, True)
     for kind in (InFP32, InBF16):

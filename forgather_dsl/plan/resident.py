@@ -17,8 +17,8 @@ from .sizes import ModelSize, PartSize
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
 
-CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU
-FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU
+CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU; 0.67 on an H200
+FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU; 1 to 3 % was seen, and once 9 (benchmarks/LOG.md)
 PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
 
 
