@@ -59,7 +59,9 @@ def write_remote(weights: Any, into: str, proof: bool, generation: Mapping[str, 
 
 def configuration_of(model: Any, max_position: int, dtype: str, generation: Mapping[str, Any]) -> dict[str, Any]:
     """The part of config.json that the text of a model does not say: its arguments, number format, special tokens."""
-    sizes = {theirs: getattr(model, ours) for ours, theirs in SIZES.items() if isinstance(getattr(model, ours, None), int)}
+    sizes = {
+        theirs: getattr(model, ours) for ours, theirs in SIZES.items() if isinstance(getattr(model, ours, None), int)
+    }
     return {
         "model_args": to_dict(model),
         **sizes,

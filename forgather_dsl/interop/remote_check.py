@@ -36,7 +36,8 @@ def standalone(folder: str, build: str, tied: dict[str, str]) -> torch.nn.Module
     from safetensors.torch import load_file
 
     spec = importlib.util.spec_from_file_location("standalone_model", os.path.join(folder, "model.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module: types.ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = getattr(module, build)()
@@ -52,9 +53,9 @@ def remote(folder: str) -> tuple[Any, dict[str, list[str]]]:
     """What transformers makes of the folder, and what it says of the loading."""
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, dtype="auto", output_loading_info=True
-    )
+    options: Any = {"trust_remote_code": True, "dtype": "auto", "output_loading_info": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model, info = loaded
     return model.eval(), {name: sorted(map(str, found)) for name, found in info.items() if found}
 
 
@@ -84,7 +85,8 @@ def cache_fails(model: Any, tokens: Tensor, expected: Tensor) -> str:
     try:
         for piece in tokens.split([LENGTH - 5, 2, 1, 1, 1], dim=1):
             pieces.append(model(piece, past_key_values=past, use_cache=True).logits)
-        model.generate(tokens[:, :4], max_new_tokens=3, do_sample=False, pad_token_id=0)
+        mask = torch.ones(ROWS, 4, dtype=torch.int64)
+        model.generate(tokens[:, :4], attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
     except Exception as error:
         return f"cache: {type(error).__name__}: {error}"
     return "" if _close(torch.cat(pieces, dim=1), expected) else "cache: decoding gives other logits than one forward"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import pprint
+import json
 import re
 from collections.abc import Mapping
 from string import Template
@@ -24,6 +24,8 @@ FIXED = (  # keys of config.json that model.py has built in
     "intermediate_size",
     "tie_word_embeddings",
 )
+CONSTANTS = ("embedding", "head", "layers", "cache", "documents", "tied", "buffers")  # facts that modeling_*.py states
+WIDTH = 120
 
 
 def prefix_of(root: str) -> str:
@@ -33,7 +35,7 @@ def prefix_of(root: str) -> str:
 
 def model_type_of(root: str) -> str:
     """`ForgatherTinyLlama` as `forgather_tiny_llama`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", prefix_of(root)).lower()
+    return re.sub(r"(?<=[a-zA-Z0-9])(?=[A-Z][a-z])", "_", prefix_of(root)).lower()
 
 
 def configuration(root: str, defaults: Mapping[str, Any]) -> str:
@@ -41,8 +43,8 @@ def configuration(root: str, defaults: Mapping[str, Any]) -> str:
     return Template(_CONFIGURATION).substitute(
         PREFIX=prefix_of(root),
         TYPE=model_type_of(root),
-        DEFAULTS=pprint.pformat(dict(defaults), width=110, sort_dicts=False),
-        FIXED=repr(tuple(name for name in FIXED if name in defaults)),
+        DEFAULTS=literal(dict(defaults), "DEFAULTS = "),
+        FIXED=literal(tuple(name for name in FIXED if name in defaults), "FIXED = "),
     )
 
 
@@ -56,15 +58,33 @@ def modeling(facts: Facts, build: str) -> str:
         NAME=NAME,
         NAMES=", ".join(sorted(names)),
         BUILD=build,
-        INITIALISE="None" if facts.initialise is None else facts.initialise,
-        EMBEDDING=repr(facts.embedding),
-        HEAD=repr(facts.head),
-        LAYERS=repr(facts.layers),
-        CACHE=repr(facts.cache),
-        DOCUMENTS=repr(facts.documents),
-        TIED=repr(facts.tied),
-        BUFFERS=repr(facts.buffers),
+        INITIALISE=facts.initialise,
+        **{name.upper(): literal(getattr(facts, name), f"{name} = ") for name in Facts._fields if name in CONSTANTS},
     )
+
+
+def literal(value: Any, before: str = "", indent: str = "") -> str:
+    """A Python literal as ruff formats it, behind the text `before` on its first line."""
+    flat = _flat(value)
+    if len(indent) + len(before) + len(flat) + 1 <= WIDTH or not value or not isinstance(value, (dict, list, tuple)):
+        return flat
+    deeper = f"{indent}    "
+    if isinstance(value, dict):
+        items = [f"{_flat(key)}: {literal(item, f'{_flat(key)}: ', deeper)}" for key, item in value.items()]
+    else:
+        items = [literal(item, "", deeper) for item in value]
+    opening, closing = {dict: "{}", list: "[]", tuple: "()"}[type(value)]
+    return "\n".join([opening, *(f"{deeper}{item}," for item in items), f"{indent}{closing}"])
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flat(key)}: {_flat(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flat, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_flat, value)) + (",)" if len(value) == 1 else ")")
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 _CONFIGURATION = '''"""The configuration of model.py for transformers 4.57 and 5. Written by forgather_dsl."""
@@ -72,7 +92,7 @@ _CONFIGURATION = '''"""The configuration of model.py for transformers 4.57 and 5
 from transformers import PretrainedConfig
 
 DEFAULTS = $DEFAULTS
-# What model.py has built in: config.json repeats it for tools that read sizes there, and is refused if it says otherwise.
+# What model.py has built in. config.json repeats it for tools that look there, and is refused where it says otherwise.
 FIXED = $FIXED
 
 

@@ -35,8 +35,6 @@ class Taps:
     def __init__(self, network, head, layers, keep, hidden):
         if hidden and (layers is None or head is None):
             raise ValueError("output_hidden_states: model.py has no list of layers in front of a linear head")
-        if head is None and not (isinstance(keep, int) and keep == 0):
-            raise ValueError("logits_to_keep: the output of model.py is no linear layer; leave it out")
         self.hidden, self.last, self.keep, self.hooks = [], None, keep, []
         self.tapped = [network.get_submodule(head)] if head is not None else []
         self.layers = list(network.get_submodule(layers)) if hidden else []
@@ -56,9 +54,14 @@ class Taps:
     def _before_head(self, head, args):
         self.last = args[0]
         self.hidden.append(self.last)
-        if not isinstance(self.keep, int):
-            return (self.last[:, self.keep],)
-        return (self.last[:, -self.keep :],) if self.keep else None
+        return (kept(self.last, self.keep),)
+
+
+def kept(x, keep):
+    """The last `keep` tokens of `[batch, seq, ...]`; all for 0; those at these places for a tensor."""
+    if not isinstance(keep, int):
+        return x[:, keep]
+    return x[:, -keep:] if keep else x
 
 
 def refuse(input_ids, more):

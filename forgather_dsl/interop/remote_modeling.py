@@ -17,17 +17,29 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration_$TYPE import DEFAULTS, FIXED, ${PREFIX}Config
-from .inputs_$TYPE import LayerCache, Taps, checkpoint_layers, documents_of, refuse, resized, without_weights
+from .inputs_$TYPE import (
+    LayerCache,
+    Taps,
+    checkpoint_layers,
+    documents_of,
+    kept,
+    refuse,
+    resized,
+    without_weights,
+)
 from .model import $NAMES
 
-EMBEDDING = $EMBEDDING  # modules of the network by path
+# modules of the network by path
+EMBEDDING = $EMBEDDING
 HEAD = $HEAD
 LAYERS = $LAYERS
-CACHE = $CACHE  # whether forward takes a cache
-DOCUMENTS = $DOCUMENTS  # whether forward takes ids of documents, which attention does not cross
-TIED = $TIED  # parameter -> the one whose tensor it shares
-BUFFERS = $BUFFERS  # that no file holds
-INITIALISE = $INITIALISE  # fills the weights of (network, seed)
+# whether forward takes a cache, and ids of documents, which attention does not cross
+CACHE = $CACHE
+DOCUMENTS = $DOCUMENTS
+# parameter -> the one whose tensor it shares; buffers that no file holds; what fills the weights of (network, seed)
+TIED = $TIED
+BUFFERS = $BUFFERS
+INITIALISE = $INITIALISE
 V5 = int(transformers.__version__.partition(".")[0]) >= 5
 # transformers 5.24 calls "cache" what all versions before it called "past_key_values"
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -42,8 +54,9 @@ class ${PREFIX}PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = LAYERS is not None
     _supports_sdpa = True
     _no_split_modules = ["$ROOT"]
-    # transformers 5 wants {alias: owner}, 4 a list of aliases
-    _tied_weights_keys = {f"$NAME.{k}": f"$NAME.{v}" for k, v in TIED.items()} if V5 else [f"$NAME.{k}" for k in TIED]
+    _tied_weights_keys = {f"$NAME.{alias}": f"$NAME.{owner}" for alias, owner in TIED.items()}
+    if not V5:
+        _tied_weights_keys = list(_tied_weights_keys)
 
     def __init__(self, config):
         super().__init__(config)
@@ -137,6 +150,8 @@ class ${PREFIX}PreTrainedModel(PreTrainedModel):
             arguments["documents"] = documents.to(input_ids.device)
         with Taps(self.$NAME, HEAD, LAYERS, keep, hidden) as taps:
             logits = self.$NAME(input_ids, **arguments)
+        if HEAD is None:
+            logits = kept(logits, keep)
         return logits, taps.last, {CACHE_NAME: past, "hidden_states": tuple(taps.hidden) if hidden else None}
 
     def _cache(self, past, use_cache):
@@ -184,6 +199,11 @@ class ${PREFIX}Model(${PREFIX}PreTrainedModel):
 
 class ${PREFIX}ForCausalLM(${PREFIX}PreTrainedModel, GenerationMixin):
     """Tokens to logits, and to a loss where labels are given (-100 counts for nothing)."""
+
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        if CACHE:
+            return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}  # always the whole text
 
     def forward(
         self,

@@ -59,11 +59,12 @@ def facts_of(source: Source) -> Facts:
     reasons = list(_no_language_model(model, logits, embedding))
     if reasons or embedding is None:
         raise _refusal(source, reasons)
-    layers = seen.layers(model.get_submodule(embedding).embedding_dim)
+    hidden_size = int(model.get_submodule(embedding).embedding_dim)  # type: ignore[arg-type]
+    layers = seen.layers(hidden_size)
     return Facts(
         root=source.root,
         vocab_size=logits.shape[2],
-        hidden_size=int(model.get_submodule(embedding).embedding_dim),  # type: ignore[arg-type]
+        hidden_size=hidden_size,
         embedding=embedding,
         head=head,
         layers=layers,
@@ -92,9 +93,14 @@ def _not_callable(parameters: Any) -> Iterator[str]:
     for place, (name, parameter) in enumerate(parameters.items()):
         if place == 0 and parameter.kind not in positional:
             yield f"its forward takes no tokens: the first argument is {parameter}"
-        elif place and parameter.default is parameter.empty and parameter.kind not in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
+        elif (
+            place
+            and parameter.default is parameter.empty
+            and parameter.kind
+            not in (
+                inspect.Parameter.VAR_POSITIONAL,
+                inspect.Parameter.VAR_KEYWORD,
+            )
         ):
             yield f"its forward cannot be called with tokens alone: {name} has no default"
 

@@ -39,7 +39,9 @@ def network(source: Source) -> Any:
     return model
 
 
-def write(folder: Path, source: Source, proof: bool = False, dtype: torch.dtype = torch.float32, **config: Any) -> list[str]:
+def write(
+    folder: Path, source: Source, proof: bool = False, dtype: torch.dtype = torch.float32, **config: Any
+) -> list[str]:
     """Weights and code; what `write_code` says."""
     folder.mkdir(parents=True)
     tied = facts_of(source).tied

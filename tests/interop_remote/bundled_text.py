@@ -21,7 +21,9 @@ def bundled(body: str, root: str = "Llama", more: str = "") -> Source:
     text = re.sub(r"(?m)^from (__future__|forgather_dsl)[^\n]*$", "", text)
     head = "from __future__ import annotations\nimport functools\nimport torch\n"
     body = "\n".join(f"    {line}" for line in body.strip().splitlines())
-    return Source(f"{head}{text}\n\n{more}\n\ndef build_model():\n{body}\n", root=root, also={"draw_weights": "initialise"})
+    return Source(
+        f"{head}{text}\n\n{more}\n\ndef build_model():\n{body}\n", root=root, also={"draw_weights": "initialise"}
+    )
 
 
 def _private(text: str, part: str) -> str:
@@ -43,7 +45,9 @@ return Llama(
 """
 
 
-def llama(tied: bool = False, window: int | None = None, rope: str = "part(Rope, theta=10000.0)", dropout: float = 0.0) -> Source:
+def llama(
+    tied: bool = False, window: int | None = None, rope: str = "part(Rope, theta=10000.0)", dropout: float = 0.0
+) -> Source:
     """A small Llama of these parts."""
     attention = "GroupedQueryAttention" if window is None else "SlidingWindow"
     more = "" if window is None else f", window={window}"

@@ -53,7 +53,7 @@ SHARED = OLD_SCHOOL.replace("self.out = ", "self.blocks[1].mix.weight = self.blo
 NO_TOKENS = OLD_SCHOOL.replace("self.words(tokens) + ", "self.words.weight[tokens] + ")
 
 # A cache that does not do what its name says: it forgets what was before.
-FORGETS = '''
+FORGETS = """
 import torch
 from torch import nn
 
@@ -75,7 +75,7 @@ class ForgetfulLM(nn.Module):
 
 def build_model():
     return ForgetfulLM()
-'''
+"""
 
 
 def foreign(text: str) -> Source:
