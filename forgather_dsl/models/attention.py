@@ -23,8 +23,8 @@ Visible = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]  # keys, 
 class Context:
     """What the layers share in one forward of the positions `offset .. offset + length`.
 
-    `rope` holds the tables of these positions, or None; `documents [batch, length]` ids that attention never crosses,
-    or None.
+    `rope` holds the tables of these positions, or None; `documents [batch, offset + length]` ids that attention never
+    crosses, of the tokens in the cache and the new ones, or None.
     """
 
     def __init__(
@@ -83,12 +83,13 @@ class Context:
         past = keys <= keys[num_keys - self.length :, None]
         if self.documents is None:
             return past
-        if num_keys != self.length:
+        if self.documents.shape[1] != self.offset + self.length:
             raise ValueError(
-                f"documents name the {self.length} new tokens, not the {num_keys - self.length} cached ones: with a "
-                "cache, give each document a row of its own and pass documents=None"
+                f"documents name {self.documents.shape[1]} tokens, but {self.offset} are in the cache and {self.length} "
+                "are new: with a cache, name them all"
             )
-        same = self.documents[:, :, None] == self.documents[:, None, :]
+        documents = self.documents[:, -num_keys:]
+        same = documents[:, num_keys - self.length :, None] == documents[:, None, :]
         return (same & past)[:, None]
 
     def _as_numbers(self, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

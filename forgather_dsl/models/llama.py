@@ -137,7 +137,7 @@ class Llama(nn.Module):
     def context(self, length: int, offset: int, documents: torch.Tensor | None, device: torch.device | str) -> Context:
         """What the layers need to know of the positions `offset .. offset + length`; needs none of the weights.
 
-        `documents` are ids `[batch, length]` or None: attention never crosses from one id to another.
+        `documents` are ids `[batch, offset + length]` or None: attention never crosses from one id to another.
         """
         positions = torch.arange(offset, offset + length, device=device)
         return Context(self.rope.tables(positions, device), length, offset, documents, device)
@@ -145,7 +145,10 @@ class Llama(nn.Module):
     def forward(
         self, tokens: torch.Tensor, documents: torch.Tensor | None = None, cache: KVCache | None = None
     ) -> torch.Tensor:
-        """Logits `[batch, seq, vocab]` of `tokens [batch, seq]`, which follow those in the cache if there is one."""
+        """Logits `[batch, seq, vocab]` of `tokens [batch, seq]`, which follow those in the cache if there is one.
+
+        `documents` are ids that attention never crosses, of the cached tokens and the new ones.
+        """
         offset = 0 if cache is None else cache.length
         context = self.context(tokens.shape[1], offset, documents, tokens.device)
         return self.lm_head(self.model(tokens, context, cache))

@@ -29,15 +29,19 @@ def test_a_packed_row_equals_its_documents_run_alone(window: int | None, build: 
                 torch.testing.assert_close(packed[row, here][None], alone, rtol=0, atol=1e-5)
 
 
-def test_documents_may_be_given_while_filling_an_empty_cache(build: Any, parts: Any) -> None:
-    model = build()
+@pytest.mark.parametrize("window", [None, 3])
+def test_documents_with_a_cache_name_its_tokens_too(window: int | None, build: Any, parts: Any) -> None:
+    model = build(attention=parts.attention() if window is None else parts.attention(window=window))
     parts.randomise(model)
     documents = torch.tensor(DOCUMENTS)
     tokens = torch.randint(0, 61, documents.shape, generator=torch.Generator().manual_seed(4))
     with torch.inference_mode():
-        cache = KVCache()
-        assert torch.equal(model(tokens, documents, cache), model(tokens, documents))
-        with pytest.raises(ValueError, match="name the 1 new tokens, not the 12 cached ones"):
+        cache, whole = KVCache(), model(tokens, documents)
+        assert torch.equal(model(tokens[:, :6], documents[:, :6], cache), model(tokens[:, :6], documents[:, :6]))
+        for start, end in ((6, 7), (7, 10), (10, 12)):
+            piece = model(tokens[:, start:end], documents[:, :end], cache)
+            torch.testing.assert_close(piece, whole[:, start:end], rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="documents name 1 tokens, but 12 are in the cache and 1 are new"):
             model(tokens[:, :1], documents[:, :1], cache)
 
 
