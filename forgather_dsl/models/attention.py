@@ -201,7 +201,7 @@ class SlidingWindow(GroupedQueryAttention):
         self.window = window
 
     def visible(self, k: torch.Tensor, v: torch.Tensor, context: Context) -> Visible:
-        """As above: the last keys, as views; nothing is copied."""
+        """The last keys and values, as views, and SDPA's `(attn_mask, is_causal)` for them."""
         reach = self.window + context.length - 1
         if k.shape[2] > reach:
             k, v = k[:, :, -reach:], v[:, :, -reach:]
@@ -211,7 +211,7 @@ class SlidingWindow(GroupedQueryAttention):
 def _grouped_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float, is_causal: bool
 ) -> torch.Tensor:
-    """SDPA with `H` query heads over fewer key/value heads `G`; their copies are made only where that is faster.
+    """SDPA with `H` query heads over fewer key/value heads `G`; those are copied only where sharing them is slow.
 
     On CUDA, SDPA shares them without copies, and without its fallback that writes out all scores, through flash
     attention alone: no mask, 16-bit numbers, head_dim <= 256, compute capability 8 or above
