@@ -5,7 +5,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .errors import CodegenError, Problem
 from .source import Decision, Source
 
-__all__ = ["CodegenError", "Decision", "Problem", "Source"]
+if TYPE_CHECKING:
+    from .proof import Check, Report, verify, verify_many
+
+__all__ = ["Check", "CodegenError", "Decision", "Problem", "Report", "Source", "verify", "verify_many"]
+_FROM = {"Check": "proof", "Report": "proof", "verify": "proof", "verify_many": "proof"}  # not named as what they hold
+
+
+def __getattr__(name: str) -> object:
+    """What imports torch is imported when it is first used."""
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_FROM[name]}", __name__), name)
+    globals()[name] = value
+    return value
