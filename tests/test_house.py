@@ -34,6 +34,7 @@ LATE_IMPORTS = {  # inside functions, against the arrow: what a spec describes i
     ("specs", "plan"): "which rank holds which stage is read off a schedule's file",
     ("specs", "train"): "building an Experiment gives a Trainer",
     ("train", "runs"): "Trainer.fit returns a Run",
+    ("train", "interop"): "init_from may name a Hugging Face folder",
 }
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}

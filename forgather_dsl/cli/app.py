@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, converting, gallery, listing, planning, saved, sourcing
+from . import controlling, exporting, gallery, importing, listing, planning, saved, sourcing
 from .arguments import Debug, Json, Settings, Smoke, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
@@ -269,8 +269,9 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
-app.command("convert", cls=QuickCommand)(converting.convert_verb)
 app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
+app.command("export", cls=QuickCommand)(exporting.export_verb)
+app.command("import", cls=QuickCommand)(importing.import_verb)
 app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)
 app.command("control", cls=QuickCommand)(controlling.control_verb)
 

@@ -59,6 +59,7 @@ def _length(experiment: Experiment) -> dict[str, Any]:
         "steps": min(experiment.steps or STEPS, STEPS),
         **dict.fromkeys(("tokens", "seconds", "eval_every", "save_every", "sample_every")),
         "log_every": 1,
+        "init_from": None,  # those weights are of the large model
         "sampling": sampling,
         "loggers": tuple(logger for logger in experiment.loggers if isinstance(logger, Console)),
     }

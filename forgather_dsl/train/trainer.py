@@ -23,7 +23,9 @@ from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import directory
 from .changes import refuse_changes
+from .checkpoint.folder import listed
 from .control import refuse_second
+from .first_weights import require_first_weights
 from .stopping import terminable
 
 if TYPE_CHECKING:
@@ -115,13 +117,18 @@ class Trainer:
         directory.require_place(path)
         directory.require_checkpoint(self.resume)
         if not os.path.exists(os.path.join(path, "config.json")):
+            if self.resume in ("auto", "never"):
+                require_first_weights(self.experiment)
             return path, []
         if self.resume == "never":
             raise UserError(
                 f"{path} holds a run already; leave out --resume never to go on with it, or choose another --out"
             )
         refuse_second(path)
-        return path, refuse_changes(self.experiment, path, self.allow_change)
+        changes = refuse_changes(self.experiment, path, self.allow_change)
+        if self.resume == "auto" and not listed(os.path.join(path, "checkpoints")):
+            require_first_weights(self.experiment)
+        return path, changes
 
     def _launch(self, path: str, world: int, changes: list[str]) -> None:
         command = [sys.executable, "-m", "forgather_dsl.train.rank", path, self.resume, *changes]
