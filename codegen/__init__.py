@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from .errors import CodegenError, Problem
 from .source import Decision, Source
+from .trace import trace
 
-__all__ = ["CodegenError", "Decision", "Problem", "Source"]
+__all__ = ["CodegenError", "Decision", "Problem", "Source", "trace"]
