@@ -12,9 +12,10 @@ from .source import Decision, Source
 
 if TYPE_CHECKING:
     from .proof import Check, Report, verify, verify_many
+    from .trace import trace
 
-__all__ = ["Check", "CodegenError", "Decision", "Problem", "Report", "Source", "verify", "verify_many"]
-_FROM = {"Check": "proof", "Report": "proof", "verify": "proof", "verify_many": "proof"}  # not named as what they hold
+__all__ = ["Check", "CodegenError", "Decision", "Problem", "Report", "Source", "trace", "verify", "verify_many"]
+_FROM = {"Check": "proof", "Report": "proof", "trace": "trace", "verify": "proof", "verify_many": "proof"}
 
 
 def __getattr__(name: str) -> object:
