@@ -48,6 +48,7 @@ class Closure:
         """Walk until a round finds what the round before found. Raises `CodegenError` with all problems of the last."""
         for number in range(_MOST_ROUNDS):
             self._round(number)
+            self._keep_empty()
             settled = number > 0 and self.world.log.stable() == self.world.before.stable()
             if settled:
                 break
@@ -57,6 +58,13 @@ class Closure:
         problems = [self._placed(unit, problem) for unit, problem in self.world.log.problems]
         if problems:
             raise CodegenError(list(dict.fromkeys(problems)))
+
+    def _keep_empty(self) -> None:
+        """A function that does nothing is called no more, and so not walked again: what was found of it stays."""
+        before, log = self.world.before, self.world.log
+        gone = {key for key in before.empty if Unit(key.module, key.name) not in self.units}
+        log.empty |= gone
+        log.dead |= {parameter for parameter in before.dead if parameter[0] in gone}
 
     def _round(self, number: int) -> None:
         world = self.world

@@ -155,7 +155,7 @@ class _Writer:
         if isinstance(lazy, _CYCLE):
             body = self._cycle(lazy, name, context, path)
         else:
-            body = [f"    return {_wrapped(self.call(lazy, context, path), 4)}"]
+            body = [f"    return {_flat(self.call(lazy, context, path))}"]
         self._inside -= 1
         optional = [f"{name}=None" for name, always in context.items() if not always]
         parameters_ = ", ".join([*(name for name, always in context.items() if always), *optional])
@@ -174,16 +174,16 @@ class _Writer:
             which = f"== {layers[0]}" if len(layers) == 1 else f"in {tuple(layers)!r}"
             lines += [
                 f"    if layer_index % {count} {which}:",
-                f"        return {self._option(option, name, context, path, 8)}",
+                f"        return {self._option(option, name, context, path)}",
             ]
-        return [*lines, f"    return {self._option(last, name, context, path, 4)}"]
+        return [*lines, f"    return {self._option(last, name, context, path)}"]
 
-    def _option(self, option: Any, name: str, context: Mapping[str, bool], path: str, indent: int) -> str:
+    def _option(self, option: Any, name: str, context: Mapping[str, bool], path: str) -> str:
         if not isinstance(option, Lazy):
             raise NotWritten(f"{option!r} is among the choices of a Cycle, which must be components")
         if isinstance(option, _CYCLE):
             return f"{self._function(option, name, context, path)}({', '.join(f'{n}={n}' for n in context)})"
-        return _wrapped(self.call(option, context, path), indent)
+        return _flat(self.call(option, context, path))
 
 
 _CYCLE: Any = Cycle  # to type checkers it is a function

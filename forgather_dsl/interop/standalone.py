@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-from codegen.stamp import stamped
 
 import codegen
+from codegen.stamp import stamped
 
 from ..dsl import Lazy
 from ..errors import UserError

@@ -3,6 +3,7 @@
 A Context hands out masks on demand, one per (keys, window), as numbers to add in the dtype of the scores: SDPA would
 turn a boolean mask into such a copy in every layer and keep each of them for backward. Plain causal attention and
 decoding token by token need no mask at all.
+Constructors raise `ValueError` for numbers that cannot be.
 Dimensions: B batch, S new tokens, K keys (cached and new), H query heads, G key/value heads, D head_dim.
 """
 
@@ -98,13 +99,7 @@ class Context:
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal attention whose `num_heads` query heads share `num_kv_heads` key/value heads (arXiv:2305.13245).
-
-    `bias` is that of the query, key and value projections, `output_bias` that of the output; `qk_norm`, called as
-    `qk_norm(dim=head_dim)`, normalises each head's queries and keys before rotation (Qwen 3), None for none;
-    `dropout` drops attention weights. `layer_index` counts over the whole model.
-    Raises `ValueError` when the heads do not divide or `dropout` is no probability.
-    """
+    """Causal attention whose `num_heads` query heads share `num_kv_heads` key/value heads (arXiv:2305.13245)."""
 
     def __init__(
         self,
@@ -112,11 +107,11 @@ class GroupedQueryAttention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        layer_index: int,
-        bias: bool,
+        layer_index: int,  # counted over the whole model
+        bias: bool,  # of the query, key and value projections
         output_bias: bool,
-        qk_norm: Callable[..., nn.Module] | None,
-        dropout: float,
+        qk_norm: Callable[..., nn.Module] | None,  # called as qk_norm(dim=head_dim), for each head's queries and keys
+        dropout: float,  # of attention weights
     ) -> None:
         super().__init__()
         if num_kv_heads < 1 or num_heads % num_kv_heads:
@@ -155,10 +150,7 @@ class GroupedQueryAttention(nn.Module):
             k, v = cache.update(self.layer_index, k, v)
         k, v, mask, is_causal = self.visible(k, v, context)
         dropout = self.dropout if self.training else 0.0
-        if self.num_kv_heads < self.num_heads:
-            y = _grouped_attention(q, k, v, mask, dropout, is_causal)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+        y = _attention(q, k, v, mask, dropout, is_causal)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
 
     def visible(self, k: torch.Tensor, v: torch.Tensor, context: Context) -> Visible:
@@ -167,10 +159,7 @@ class GroupedQueryAttention(nn.Module):
 
 
 class SlidingWindow(GroupedQueryAttention):
-    """`GroupedQueryAttention` in which a token sees the last `window` tokens, itself included (Mistral, 2310.06825).
-
-    Raises `ValueError` as `GroupedQueryAttention` does, and when `window` is not positive.
-    """
+    """Attention in which a token sees the last `window` tokens, itself included (Mistral, arXiv:2310.06825)."""
 
     def __init__(
         self,
@@ -183,7 +172,7 @@ class SlidingWindow(GroupedQueryAttention):
         output_bias: bool,
         qk_norm: Callable[..., nn.Module] | None,
         dropout: float,
-        window: int,
+        window: int,  # tokens
     ) -> None:
         super().__init__(
             dim=dim,
@@ -208,22 +197,18 @@ class SlidingWindow(GroupedQueryAttention):
         return k, v, *context.window_mask(k.shape[2], self.window, k.dtype)
 
 
-def _grouped_attention(
+def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float, is_causal: bool
 ) -> torch.Tensor:
-    """SDPA with `H` query heads over fewer key/value heads `G`; those are copied only where sharing them is slow.
+    """SDPA whose query heads may share key/value heads; those are copied only where sharing them is slow.
 
     On CUDA, SDPA shares them without copies, and without its fallback that writes out all scores, through flash
     attention alone: no mask, 16-bit numbers, head_dim <= 256, compute capability 8 or above
     (github.com/huggingface/transformers/issues/48633, github.com/Comfy-Org/ComfyUI/pull/15135).
     """
-    shares = not q.is_cuda or (
-        mask is None
-        and q.dtype != torch.float32
-        and q.shape[-1] <= 256
-        and torch.cuda.get_device_capability(q.device) >= (8, 0)
-    )
-    if not shares:
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=shares)
+    groups = q.shape[1] // k.shape[1]
+    flash = mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256
+    if groups > 1 and q.is_cuda and not (flash and torch.cuda.get_device_capability(q.device) >= (8, 0)):
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    shared = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=shared)

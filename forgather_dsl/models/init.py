@@ -24,7 +24,7 @@ class NormalInit:
     """Normal values of mean 0 and standard deviation `std`.
 
     With `depth_scaled`, weights of `o_proj` and `down_proj` have `std / sqrt(2 * num_layers)`, so that the sum of all
-    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3). Raises `ValueError` unless `std > 0`.
+    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3).
     """
 
     def __init__(self, std: float, depth_scaled: bool) -> None:

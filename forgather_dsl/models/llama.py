@@ -1,14 +1,15 @@
 """Decoder-only transformers of the Llama family: Llama 2 and 3, Mistral, Qwen 2 and 3, by choice of parts.
 
 Token ids `[batch, seq]` in, logits `[batch, seq, vocab]` out. The parts (norm, attention, mlp, rope) are factories,
-called once per place. Parameters carry the names of transformers, so its checkpoints load without renaming.
-A pipeline stage drops what it does not own (see `parts`) and calls the rest itself; `forward` is for the whole model.
+called once per place. Constructing on the meta device is free; it raises `ValueError` for sizes that make no model.
+Parameters carry the names of transformers, so its checkpoints load without renaming. A pipeline stage drops what it does
+not own (see `parts`) and calls the rest itself; `forward` is for the whole model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -17,14 +18,6 @@ import torch.nn.functional as F
 from forgather_dsl.models.attention import Context
 from forgather_dsl.models.cache import KVCache
 from forgather_dsl.models.rope import NoRope, Rope
-
-
-class Initialiser(Protocol):
-    """What draws the weights of linear and embedding layers; see `forgather_dsl.models.init.NormalInit`."""
-
-    def draw(self, name: str, shape: torch.Size, num_layers: int, generator: torch.Generator) -> torch.Tensor:
-        """The values of the weight called `name`, fp32 on the CPU."""
-        ...
 
 
 class Block(nn.Module):
@@ -70,16 +63,7 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """A causal language model.
-
-    Factories are called as `norm(dim=, layer_index=)` (the final norm with `layer_index=num_layers`),
-    `attention(dim=, num_heads=, num_kv_heads=, head_dim=, layer_index=)`, `mlp(dim=, ffn_dim=, layer_index=)` and
-    `rope(head_dim=)`; `init` is what `initialise` draws with.
-    Constructing on the meta device is free; weights are meaningless until `initialise` or a checkpoint fills them.
-    Raises `ValueError` for sizes that are not positive or do not divide.
-    """
-
-    PARTS: ClassVar = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+    """A causal language model. Its weights are meaningless before `draw_weights` or a checkpoint fills them."""
 
     def __init__(
         self,
@@ -90,13 +74,13 @@ class Llama(nn.Module):
         head_dim: int,
         ffn_dim: int,
         vocab_size: int,
-        norm: Callable[..., nn.Module],
-        attention: Callable[..., nn.Module],
-        mlp: Callable[..., nn.Module],
-        rope: Callable[..., Rope | NoRope],
+        norm: Callable[..., nn.Module],  # called as norm(dim=, layer_index=), the final one with layer_index=num_layers
+        attention: Callable[..., nn.Module],  # attention(dim=, num_heads=, num_kv_heads=, head_dim=, layer_index=)
+        mlp: Callable[..., nn.Module],  # mlp(dim=, ffn_dim=, layer_index=)
+        rope: Callable[..., Rope | NoRope],  # rope(head_dim=)
         tie_embeddings: bool,
-        dropout: float,
-        init: Initialiser,
+        dropout: float,  # of what each block adds to the residual stream
+        init: Any,  # draws the weights of linear and embedding layers, as models.init.NormalInit does
     ) -> None:
         super().__init__()
         if min(dim, num_layers, num_heads, head_dim, vocab_size) < 1:

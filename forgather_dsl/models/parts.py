@@ -1,7 +1,4 @@
-"""The ends of a model that a pipeline cuts off: `embed`, `norm` and `head`, wherever the model keeps them.
-
-A model has attributes of these names, or says in a class constant `PARTS` under which dotted names it keeps them.
-"""
+"""The ends of a model that a pipeline cuts off: `embed`, `norm` and `head`, under these names or those of transformers."""
 
 from __future__ import annotations
 
@@ -10,10 +7,12 @@ from typing import Any
 
 import torch.nn as nn
 
+_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+
 
 def part_path(model: Any, part: str) -> str:
     """The dotted name under which a model keeps `part`."""
-    return getattr(type(model), "PARTS", {}).get(part, part)
+    return part if hasattr(model, part) else _NAMES[part]
 
 
 def part_of(model: Any, part: str) -> Any:
