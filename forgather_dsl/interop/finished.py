@@ -18,6 +18,7 @@ import torch
 from ..dsl import ConfigError
 from ..errors import UserError, printable
 from ..specs import Experiment
+from ..train.trainer import TRUSTED
 from .folder import SINGLE, new_folder, require_room
 from .outgoing import Outgoing, open_outgoing
 from .standalone import TEXT, write_standalone, write_text
@@ -38,7 +39,7 @@ def write_model(path: str, experiment: Experiment | None = None, trust: bool = F
         if _is_of(where, weights):
             return ""
         with torch.random.fork_rng(devices=[]):
-            return f"model     {where}: {_written(where, weights)}"
+            return f"model   {where}: {_written(where, weights)}"
     except (UserError, ConfigError) as error:
         return f"no {where}: {error}"
     except Exception as error:  # training is done, and what it has learnt is saved
@@ -49,13 +50,13 @@ def _written(where: str, weights: Outgoing) -> str:
     whole = weights.size <= MOST_BYTES
     require_room(where, weights.size if whole else 0)
     with _replaced(where) as partial:
-        lines = write_standalone(weights, partial) if whole else write_text(weights.experiment, partial)
+        _ = write_standalone(weights, partial) if whole else write_text(weights.experiment, partial)
         with contextlib.suppress(UserError):  # a tokenizer that cannot be had any more
             from .words import tokenizer_of, write_tokenizer
 
             write_tokenizer(tokenizer_of(weights.experiment), partial, check=False)
-    names = f"{TEXT} and {SINGLE}" if whole else f"{TEXT}; export --to torch writes the weights beside it"
-    return f"{names}; {'; '.join(lines)}"
+    more = f", {SINGLE}" if whole else "; export --to torch writes the weights beside it"
+    return f"{TEXT}{more}: the same with torch alone, bit for bit"
 
 
 def _is_of(where: str, weights: Outgoing) -> bool:
@@ -81,4 +82,5 @@ def _replaced(where: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(printable(write_model(sys.argv[1], trust=os.environ.get("FORGATHER_TRUST") == "1")))
+    if said := write_model(sys.argv[1], trust=os.environ.get(TRUSTED) == "1"):
+        print(printable(said), flush=True)
