@@ -5,7 +5,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .errors import CodegenError, Problem
 from .source import Decision, Source
 
-__all__ = ["CodegenError", "Decision", "Problem", "Source"]
+if TYPE_CHECKING:
+    from .proof import Check, Report, verify, verify_many
+    from .trace import trace
+
+__all__ = ["Check", "CodegenError", "Decision", "Problem", "Report", "Source", "trace", "verify", "verify_many"]
+_FROM = {"Check": "proof", "Report": "proof", "trace": "trace", "verify": "proof", "verify_many": "proof"}
+
+
+def __getattr__(name: str) -> object:
+    """What imports torch is imported when it is first used."""
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_FROM[name]}", __name__), name)
+    globals()[name] = value
+    return value

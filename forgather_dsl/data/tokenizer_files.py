@@ -16,6 +16,11 @@ from forgather_dsl.data.problems import closest
 from forgather_dsl.errors import UserError
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE, SPECIAL = (
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)  # which older folders have within CONFIG, and beside it
+NAMES = (FILE, CONFIG, TEMPLATE, SPECIAL)
 USUAL_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")  # tried in this order where none is named
 
 
@@ -55,8 +60,12 @@ def from_pretrained(path: str) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     Raises: UserError: no such folder or hub id, or nothing in it that can be read.
     """
     folder = Path(path).expanduser()
-    files = {name: folder / name for name in (FILE, CONFIG)} if folder.is_dir() else _fetch(path)
-    config = read_json(files[CONFIG]) if files[CONFIG].is_file() else {}
+    files = {name: folder / name for name in NAMES} if folder.is_dir() else _fetch(path)
+    config: dict[str, Any] = {}
+    for name in (SPECIAL, CONFIG):
+        config |= read_json(files[name]) if files[name].is_file() else {}
+    if files[TEMPLATE].is_file():
+        config["chat_template"] = files[TEMPLATE].read_text(encoding="utf-8")
     return (from_file(files[FILE]) if files[FILE].is_file() else _convert(path)), config
 
 
@@ -66,7 +75,7 @@ def _fetch(hub_id: str) -> dict[str, Path]:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     files = {}
-    for name in (FILE, CONFIG):
+    for name in NAMES:
         try:
             files[name] = Path(huggingface_hub.hf_hub_download(hub_id, name))
         except Exception as error:  # many kinds: no network, no such repository, not a name for one, no access

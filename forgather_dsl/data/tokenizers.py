@@ -19,7 +19,15 @@ import tokenizers
 
 from forgather_dsl.data import bpe, cache
 from forgather_dsl.data.documents import Source
-from forgather_dsl.data.tokenizer_files import CONFIG, FILE, count_tokens, find_eos, from_file, from_pretrained
+from forgather_dsl.data.tokenizer_files import (
+    CONFIG,
+    FILE,
+    TEMPLATE,
+    count_tokens,
+    find_eos,
+    from_file,
+    from_pretrained,
+)
 from forgather_dsl.errors import UserError
 
 __all__ = ["Bytes", "HFTokenizer", "Tokenizer", "TokenizerFile", "TrainedBPE", "count_tokens", "load_tokenizer"]
@@ -85,7 +93,7 @@ class Tokenizer(ABC):
         return self.loaded.backend.decode(list(ids), skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, for `load_tokenizer` and for transformers."""
+        """Write tokenizer.json, tokenizer_config.json and a chat template, for `load_tokenizer` and for transformers."""
         backend, eos, config = self.loaded
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +105,11 @@ class Tokenizer(ABC):
             "eos_token": eos,
             "split_special_tokens": backend.encode_special_tokens,
         }
+        template = config.pop("chat_template", None)
+        if isinstance(template, str):
+            (folder / TEMPLATE).write_text(template, encoding="utf-8")
+        elif template is not None:  # several, by name
+            config["chat_template"] = template
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
 """A Hugging Face folder as it lies on disk: `config.json` and safetensors, one file or shards with an index.
 
-`open_folder` reads headers alone and refuses pickles; tensors come one at a time, mapped from the file. `write_folder`
-writes one tensor at a time into a folder of another name, syncs it, and renames it when it is whole.
+`open_folder` reads headers alone and refuses pickles, adapters and GGUF; tensors come one at a time, mapped from the file.
+`write_tensors` writes one tensor at a time; `new_folder` is a folder of another name, synced and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -23,14 +24,18 @@ from torch import Tensor
 
 from ..dsl.reading import read_json
 from ..errors import UserError
+from ..train.checkpoint import Slice
 from ..train.checkpoint.folder import sync
 from ..train.weights import Stored
+from .place import read_config, require_weights
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SHARD_BYTES = 5 * 10**9  # as transformers cuts by default
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MOST_INDEX_BYTES = 64 * 2**20
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
-_PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt)")
+_DERIVED = "rotary_emb.inv_freq"  # stored by old versions of transformers, and computed here
 
 
 class Folder(NamedTuple):
@@ -40,30 +45,51 @@ class Folder(NamedTuple):
     config: dict[str, Any]
     stored: dict[str, Stored]
 
-    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of each, mapped from its file, file by file."""
+    def tensors(
+        self, names: Iterable[str], slices: Mapping[str, Slice] = MappingProxyType({})
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of each, mapped from its file, file by file; of those in `slices` that part alone is read."""
         by_file: dict[str, list[str]] = {}
         for name in names:
             by_file.setdefault(self.stored[name].file, []).append(name)
         for file, here in by_file.items():
             with safe_open(os.path.join(self.path, file), framework="pt") as opened:
                 for name in here:
-                    yield name, opened.get_tensor(name)
+                    if (part := slices.get(name)) is None:
+                        yield name, opened.get_tensor(name)
+                    else:
+                        box = tuple(slice(o, o + n) for o, n in zip(part.offset, part.size))
+                        yield name, opened.get_slice(name)[box]
+
+    def tensor(self, name: str) -> Tensor:
+        """One of them."""
+        return next(tensor for _, tensor in self.tensors([name]))
+
+    def without_copies(self, tied: bool, compare: bool = True) -> dict[str, Stored]:
+        """What is stored, without what is computed here, and without the head of a tied model if it is the embedding again.
+
+        Raises UserError: it is not, where they are to be compared.
+        """
+        found = {name: entry for name, entry in self.stored.items() if not name.endswith(_DERIVED)}
+        if tied and HEAD in found and EMBEDDING in found:
+            if compare and not torch.equal(self.tensor(HEAD), self.tensor(EMBEDDING)):
+                raise UserError(
+                    f"{self.path}: config.json ties the embeddings, but {HEAD} is not {EMBEDDING}; write "
+                    '"tie_word_embeddings": false there if they were trained apart'
+                )
+            del found[HEAD]
+        return found
 
 
 def open_folder(path: str) -> Folder:
     """Read configuration and headers. Raises UserError (LoadError for JSON) with every problem of the files."""
-    if not os.path.isdir(path):
-        raise UserError(f"{path} is no folder; write a folder with config.json and model.safetensors")
-    config = read_json(os.path.join(path, "config.json"))
-    if not isinstance(config, dict):
-        raise UserError(f"{os.path.join(path, 'config.json')} is not a JSON object")
+    require_weights(path)
+    config = read_config(path)
     index = os.path.join(path, INDEX)
     places = _index(index) if os.path.exists(index) else None
     files = [SINGLE] if places is None else sorted(set(places.values()))
     missing = [file for file in files if not os.path.isfile(os.path.join(path, file))]
     if missing:
-        _refuse_pickles(path)
         raise UserError(f"{path} lacks {', '.join(missing)}; fetch the folder again, with all its shards")
     stored: dict[str, Stored] = {}
     problems: list[str] = []
@@ -97,15 +123,6 @@ def _index(path: str) -> dict[str, str]:
     return places
 
 
-def _refuse_pickles(path: str) -> None:
-    pickles = sorted(name for name in os.listdir(path) if _PICKLE.fullmatch(name))
-    if pickles:
-        raise UserError(
-            f"{path} holds its weights as pickles ({', '.join(pickles[:3])}), and opening a pickle can run any code; "
-            "fetch the safetensors of the model, or write them with save_pretrained of transformers where that may happen"
-        )
-
-
 def _header(path: str) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -115,37 +132,46 @@ def _header(path: str) -> dict[str, tuple[tuple[int, ...], str]]:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def write_folder(
-    out: str,
-    config: Mapping[str, Any],
-    stored: Mapping[str, Stored],
-    tensors: Iterable[tuple[str, Tensor]],
-) -> None:
-    """Write a whole folder or nothing. `tensors` come in any order; `stored` says where each goes and what it is.
+def in_shards(entries: Mapping[str, Stored], most: int = SHARD_BYTES) -> dict[str, Stored]:
+    """Each tensor with its file, in order, as many to a file as fit."""
+    shards, room = [[]], most
+    for name, entry in entries.items():
+        if num_bytes(entry) > room and shards[-1]:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= num_bytes(entry)
+    if len(shards) == 1:
+        return {name: entry._replace(file=SINGLE) for name, entry in entries.items()}
+    return {
+        name: entries[name]._replace(file=f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+        for number, names in enumerate(shards, start=1)
+        for name in names
+    }
 
-    Raises UserError: the folder exists, or cannot be written.
+
+def write_tensors(into: str, stored: Mapping[str, Stored], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write safetensors, with their index if they are several, into a folder that is there.
+
+    Args:
+        stored: what each tensor is, and which file it goes to.
+        tensors: in any order; one at a time is in memory.
     """
-    with new_folder(out) as partial:
-        files = sorted({entry.file for entry in stored.values()})
-        with contextlib.ExitStack() as stack:
-            opened = {file: stack.enter_context(open(os.path.join(partial, file), "wb")) for file in files}
-            offsets = {
-                file: _begin(opened[file], [(n, e) for n, e in stored.items() if e.file == file]) for file in files
-            }
-            left = set(stored)
-            for name, tensor in tensors:
-                entry = stored[name]
-                assert (tuple(tensor.shape), TYPES.get(tensor.dtype)) == entry[:2], name
-                opened[entry.file].seek(offsets[entry.file][name])
-                opened[entry.file].write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-                left.remove(name)
-            assert not left, left
-        if files != [SINGLE]:
-            total = {"total_size": sum(map(num_bytes, stored.values()))}
-            _write_json(
-                os.path.join(partial, INDEX), {"metadata": total, "weight_map": {n: e.file for n, e in stored.items()}}
-            )
-        _write_json(os.path.join(partial, "config.json"), config)
+    files = sorted({entry.file for entry in stored.values()})
+    with contextlib.ExitStack() as stack:
+        opened = {file: stack.enter_context(open(os.path.join(into, file), "wb")) for file in files}
+        offsets = {file: _begin(opened[file], [(n, e) for n, e in stored.items() if e.file == file]) for file in files}
+        left = set(stored)
+        for name, tensor in tensors:
+            entry = stored[name]
+            assert (tuple(tensor.shape), TYPES.get(tensor.dtype)) == entry[:2], name
+            opened[entry.file].seek(offsets[entry.file][name])
+            opened[entry.file].write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            left.remove(name)
+        assert not left, left
+    if files != [SINGLE]:
+        total = {"total_size": sum(map(num_bytes, stored.values()))}
+        write_json(os.path.join(into, INDEX), {"metadata": total, "weight_map": {n: e.file for n, e in stored.items()}})
 
 
 def num_bytes(entry: Stored) -> int:
@@ -166,6 +192,18 @@ def _begin(file: IO[bytes], entries: Sequence[tuple[str, Stored]]) -> dict[str, 
     start = 8 + len(text)
     file.truncate(start + end)
     return {name: start + begin for name, begin in begins.items()}
+
+
+def require_room(out: str, total: int) -> None:
+    """Raises UserError unless `total` bytes are free where `out` will be."""
+    place = os.path.abspath(out)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free
+    if free < total:
+        raise UserError(
+            f"--out {out}: {total / 2**30:.2f} GiB to write, {free / 2**30:.2f} GiB free there", exit_code=4
+        )
 
 
 @contextlib.contextmanager
@@ -193,6 +231,7 @@ def new_folder(out: str) -> Iterator[str]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_json(path: str, value: Any) -> None:
+def write_json(path: str, value: Any) -> None:
+    """As transformers writes its JSON."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")

@@ -65,6 +65,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens
     seconds: float | None = attrs.field(default=None, validator=positive)  # and seconds to be reached ends the run
     seed: int = attrs.field(default=0, validator=at_least(0))
+    init_from: str | None = None  # a run, a checkpoint or a Hugging Face folder whose weights the first start takes
     data: Source = Stdlib()
     isolate_documents: bool = False  # attention does not cross document boundaries
     optimizer: Optimizer = AdamW()

@@ -22,7 +22,7 @@ from .optimizers import named_states
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["contents", "find", "make_saver", "restore"]
+__all__ = ["contents", "find", "make_saver", "restore", "set_weight", "slices"]
 
 
 def make_saver(session: Session) -> Saver:
@@ -47,7 +47,7 @@ def contents(session: Session) -> Contents:
         state,
         scalars,
         random_state.capture(session.world.device),
-        _slices(session, [one.key for one in sources]),
+        slices(session, [one.key for one in sources]),
         session.eval_loss,
     )
 
@@ -87,9 +87,9 @@ def restore(session: Session, saved: Saved) -> None:
     if same:
         for _, held in states.values():
             held.clear()
-    for key, tensor in saved.tensors(wanted, _slices(session, wanted)):
+    for key, tensor in saved.tensors(wanted, slices(session, wanted)):
         if key.startswith("weights/"):
-            _set_weight(session, key.removeprefix("weights/"), tensor)
+            set_weight(session, key.removeprefix("weights/"), tensor)
             continue
         parameter, held = states[_owner(key)]
         on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
@@ -108,11 +108,11 @@ def restore(session: Session, saved: Saved) -> None:
 
 
 def _begin_with(session: Session, saved: Saved) -> None:
-    """The weights of a converted checkpoint, which has nothing else."""
+    """The weights of an imported checkpoint, which has nothing else."""
     weights = [f"weights/{name}" for name in session.parameters]
     _refuse_others(session, saved, weights, list(saved.stored()))
-    for key, tensor in saved.tensors(weights, _slices(session, weights)):
-        _set_weight(session, key.removeprefix("weights/"), tensor)
+    for key, tensor in saved.tensors(weights, slices(session, weights)):
+        set_weight(session, key.removeprefix("weights/"), tensor)
     if session.ranks.rank == 0:
         print(f"{saved.path} has weights alone: optimizer, schedule and data begin at step 0", flush=True)
 
@@ -126,11 +126,11 @@ def _restore_data(session: Session, data: dict[str, Any]) -> None:
 
 def _refuse_others(session: Session, saved: Saved, wanted: list[str], stored: list[str]) -> None:
     """Compare names and shapes of everything first."""
-    slices = _slices(session, wanted)
+    cuts = slices(session, wanted)
     shapes: dict[str, tuple[int, ...] | None] = {}
     for key in wanted:
         name = key.removeprefix("weights/") if key.startswith("weights/") else _owner(key)
-        cut = slices.get(key)
+        cut = cuts.get(key)
         shape = tuple(session.parameters[name].shape) if cut is None else cut.shape
         shapes[key] = shape if key.startswith("weights/") else None
     known = set(session.ranks.names)
@@ -139,7 +139,7 @@ def _refuse_others(session: Session, saved: Saved, wanted: list[str], stored: li
         for key in stored
         if (key.removeprefix("weights/") if key.startswith("weights/") else _owner(key)) not in known
     )
-    wrong = saved.problem(shapes, slices)
+    wrong = saved.problem(shapes, cuts)
     if wrong is None and foreign:
         wrong = f"{saved.path} holds {len(foreign)} tensors of another model: {', '.join(foreign[:5])}"
     wrong = wrong or _odd_state(session, saved, wanted)
@@ -150,11 +150,11 @@ def _refuse_others(session: Session, saved: Saved, wanted: list[str], stored: li
 
 def _odd_state(session: Session, saved: Saved, wanted: list[str]) -> str | None:
     """Optimizer state that has as many dimensions as its parameter, but another shape."""
-    slices = _slices(session, wanted)
+    cuts = slices(session, wanted)
     for key, parts in saved.stored().items():
         if key not in wanted or not key.startswith("optimizer/"):
             continue
-        parameter, cut, found = session.parameters[_owner(key)], slices.get(key), parts[0][1].shape
+        parameter, cut, found = session.parameters[_owner(key)], cuts.get(key), parts[0][1].shape
         needed = tuple(parameter.shape) if cut is None else cut.shape
         if len(found) == len(needed) and found != needed:
             return f"{saved.path}: {key} has shape {found}, its parameter {needed}"
@@ -185,7 +185,8 @@ def _weight(session: Session, name: str, parameter: torch.nn.Parameter) -> Sourc
     return Source(key, tuple(parameter.shape), torch.float32, master)
 
 
-def _set_weight(session: Session, name: str, value: torch.Tensor) -> None:
+def set_weight(session: Session, name: str, value: torch.Tensor) -> None:
+    """Give one of this rank's parameters a value, of any format; masters of narrower parameters take it whole."""
     parameter = session.parameters[name]
     if isinstance(session.optimizer, ExactMaster) and parameter.requires_grad:
         session.optimizer.set_master(name, value)
@@ -193,8 +194,8 @@ def _set_weight(session: Session, name: str, value: torch.Tensor) -> None:
         parameter.copy_(value)
 
 
-def _slices(session: Session, keys: Iterable[str]) -> dict[str, Slice]:
-    """Of which tensors this rank holds a slice: weight and optimizer state of a spread head."""
+def slices(session: Session, keys: Iterable[str]) -> dict[str, Slice]:
+    """Of which tensors this rank holds a slice: weight (by key or by name) and optimizer state of a spread head."""
     shard = session.pipeline.shard
     if shard is None:
         return {}

@@ -33,6 +33,7 @@ from .agreement import Ranks, Said
 from .assembly import make_model, make_optimizer, make_shard, make_stage
 from .checkpoint import Saved
 from .directory import read_layout
+from .first_weights import begin_with
 from .guards import Guards
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
@@ -144,6 +145,14 @@ class Session:
         """
         saving.restore(self, saved)
 
+    @on_disk("reading the first weights")
+    def begin_with(self, path: str) -> None:
+        """Take the weights of a run, a checkpoint or a Hugging Face folder. All ranks must call it.
+
+        Raises UserError, before any parameter has changed, when they are of another model.
+        """
+        begin_with(self, path)
+
     def count_seconds_from(self, seconds: float) -> None:
         """So many were trained before."""
         self.seconds, self._since = seconds, time.monotonic()
@@ -253,6 +262,8 @@ def _train(
             saved = saving.find(session, resume)
             if saved is not None:
                 session.restore(saved)
+            elif experiment.init_from is not None:
+                session.begin_with(experiment.init_from)
         try:
             train(session, resumed=saved, changes=changes)
         except Exception as error:  # what was being saved is not lost with the rest, if it can be had

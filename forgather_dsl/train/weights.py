@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from ..dsl import build, check
 from ..errors import UserError
 from ..parallel.group import World
 from .agreement import Ranks
-from .checkpoint import Contents, Saved, Saver
-from .checkpoint.snapshot import source
+from .checkpoint import Contents, Saved, Saver, Slice
+from .checkpoint.snapshot import Source
 
 WEIGHTS = "weights/"  # what keys of weights begin with in a checkpoint
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as torch spell them
@@ -48,9 +49,22 @@ def stored(saved: Saved) -> dict[str, Stored]:
     return found
 
 
-def save_weights(where: str, weights: Mapping[str, Tensor]) -> str:
-    """Write a checkpoint of step 0 that has weights alone into `where`, from one process; returns its path."""
-    sources = [source(WEIGHTS + name, tensor) for name, tensor in weights.items()]
+def read_weights(
+    saved: Saved, names: Iterable[str], slices: Mapping[str, Slice] = MappingProxyType({})
+) -> Iterator[tuple[str, Tensor]]:
+    """(parameter name, tensor) of each, one at a time and in any order; of those in `slices` that part alone."""
+    cut = {WEIGHTS + name: part for name, part in slices.items()}
+    for key, tensor in saved.tensors([WEIGHTS + name for name in names], cut):
+        yield key.removeprefix(WEIGHTS), tensor
+
+
+def save_weights(where: str, weights: Iterable[Source]) -> str:
+    """Write a checkpoint of step 0 that has weights alone into `where`, from one process; returns its path.
+
+    Args:
+        weights: by parameter name; each is read when its turn comes, and let go.
+    """
+    sources = [one._replace(key=WEIGHTS + one.key) for one in weights]
     state = {"weights_only": True, "tokens": 0, "seconds": 0.0, "optimizer": None, "data": None}
     return Saver(where, alone(), background=False).save(Contents(0, sources, state), wait=True)
 

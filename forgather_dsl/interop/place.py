@@ -1,0 +1,44 @@
+"""What a folder is that somebody names as a model of Hugging Face, from the names of its files and its configuration. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from ..dsl.reading import read_json
+from ..errors import UserError
+
+_PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt)")
+
+
+def require_weights(path: str) -> None:
+    """Raises UserError unless `path` is a folder with a configuration and safetensors; says what it is instead. Opens no file."""
+    if not os.path.isdir(path):
+        raise UserError(f"{path} is no folder; write a folder with config.json and model.safetensors")
+    names = sorted(os.listdir(path))
+    if "adapter_config.json" in names:
+        raise UserError(
+            f"{path} holds an adapter (adapter_config.json), not a model; merge it into its base model first: "
+            "merge_and_unload() of peft, then save_pretrained"
+        )
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    if quantised := [name for name in names if name.endswith(".gguf")]:
+        raise UserError(
+            f"{path} holds GGUF ({quantised[0]}), which is read by llama.cpp; fetch the safetensors instead"
+        )
+    if pickles := [name for name in names if _PICKLE.fullmatch(name)]:
+        raise UserError(
+            f"{path} holds its weights as pickles ({', '.join(pickles[:3])}), and opening a pickle can run any code; "
+            "fetch the safetensors of the model, or write them with save_pretrained of transformers where that may happen"
+        )
+
+
+def read_config(path: str, name: str = "config.json") -> dict[str, Any]:
+    """config.json of a folder, or another file there. Raises UserError (LoadError for what is no JSON)."""
+    file = os.path.join(path, name)
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return config
