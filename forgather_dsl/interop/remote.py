@@ -6,6 +6,7 @@ weights under their own names; checked by opening the folder in a process that h
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codegen import Source
+from codegen.stamp import stamped
 
 from ..dsl.serialize import to_dict
 from ..errors import UserError
@@ -50,6 +52,7 @@ def write_remote(weights: Any, into: str, proof: bool, generation: Mapping[str, 
 
     experiment = weights.experiment
     source = source_of(experiment)
+    source = dataclasses.replace(source, text=stamped(source.text))
     write_tensors(into, weights.stored, weights.tensors())
     formats = {DTYPES[entry.dtype] for entry in weights.stored.values()}
     dtype = formats.pop() if len(formats) == 1 else "float32"

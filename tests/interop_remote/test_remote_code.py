@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 import torch
-from bundled_text import llama
 from remote_folders import write
 from remote_foreign import CAPPED, OLD_SCHOOL, foreign
+from remote_sources import llama
 
 SCRIPT = Path(__file__).with_name("remote_opened.py")
 CHECKS = [node.name for node in ast.parse(SCRIPT.read_text()).body if getattr(node, "name", "").startswith("check_")]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundled_text import llama
 from remote_folders import write
 from remote_foreign import CAPPED, HIDDEN_ONLY, NEEDS_MORE, NO_TOKENS, OLD_SCHOOL, SHARED, foreign
+from remote_sources import llama
 
 from codegen import Source
 from forgather_dsl.errors import UserError
