@@ -12,7 +12,7 @@ __all__ = ["class_name", "experiment_text", "spec_text"]
 
 FINE_TUNING_LR, STEPS, LONGEST = 2e-5, 1000, 1024  # to begin with; a user's to change
 
-_FILE = '''"""{what}, to be trained on.
+_FILE = '''"""{what}, to be trained on from its weights.
 
 python -m forgather_dsl run {file}:{name}
 """
@@ -21,7 +21,7 @@ from forgather_dsl import {imports}
 
 
 class {name}(Experiment):
-    """{what}; it begins with the weights that were imported. Subclass it, or write your own data and numbers here."""
+    """Subclass it, or write your own data and numbers here."""
 
     init_from = {init_from}
     tokenizer = {tokenizer}

@@ -74,7 +74,7 @@ def export(
         if words is not None and kind != "gguf":
             from .words import write_tokenizer
 
-            write_tokenizer(words, partial, check=proof and kind != "torch")
+            said += write_tokenizer(words, partial, check=proof and kind != "torch")
         files = sorted(os.listdir(partial))
     if words is None and kind != "gguf":
         said.append("no tokenizer was written (--no-tokenizer)")

@@ -87,7 +87,8 @@ def import_folder(
     file = os.path.join(out, "experiment.py")
     longest = folder.config.get("max_position_embeddings")
     longest = longest if isinstance(longest, int) and longest > 0 else 2048
-    what = f"{title} of {os.path.basename(os.path.abspath(path))}"
+    family = CLASSES[folder.config["model_type"]].removesuffix("ForCausalLM")
+    what = f"The {family} of {os.path.basename(os.path.abspath(path))}"
     text = experiment_text(what, file, title, os.path.join(out, STEP_0), spec, model, longest)
     sources = [_source(folder, key, rows) for key in found]
     total = sum(one.size for one in sources)
