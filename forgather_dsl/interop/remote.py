@@ -20,7 +20,9 @@ from codegen.stamp import stamped
 
 from ..dsl.serialize import to_dict
 from ..errors import UserError
+from ..plan.hardware import host_memory
 from ..train.weights import DTYPES
+from .folder import SINGLE, write_tensors
 from .remote_files import configuration, model_type_of, modeling, prefix_of
 from .remote_inputs import INPUTS
 from .remote_probe import Facts, facts_of
@@ -32,6 +34,8 @@ SIZES = {
     "head_dim": "head_dim",
     "ffn_dim": "intermediate_size",
 }
+MEMORY_SHARE = 0.5  # of all there is, for a model that is opened
+LENGTH = 64  # tokens of a twin
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CHECK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "remote_check.py")
 
@@ -47,7 +51,6 @@ def write_remote(weights: Any, into: str, proof: bool, generation: Mapping[str, 
     Raises:
         UserError: with every reason why the model cannot be remote code, or with what differs.
     """
-    from .folder import write_tensors
     from .standalone import source_of
 
     experiment = weights.experiment
@@ -57,7 +60,35 @@ def write_remote(weights: Any, into: str, proof: bool, generation: Mapping[str, 
     formats = {DTYPES[entry.dtype] for entry in weights.stored.values()}
     dtype = formats.pop() if len(formats) == 1 else "float32"
     config = configuration_of(experiment.model, experiment.seq_len, dtype, generation)
+    if proof and weights.size > MEMORY_SHARE * host_memory():
+        return _by_twin(into, experiment.model, source, config)
     return write_code(into, source, config, proof)
+
+
+def _by_twin(into: str, model: Any, source: Source, config: Mapping[str, Any]) -> list[str]:
+    """Write code for a model that is too large to be opened here, as it was seen right for a small one."""
+    from safetensors.torch import save_file
+
+    from .standalone import randomise
+    from .tracing import traced
+    from .twin import same_code, twin_of
+
+    twin = twin_of(model)
+    other = None if twin is None else traced(twin)
+    if other is None or not same_code(source, other.source):
+        raise UserError(
+            "there is no memory to open the model with transformers, and no small one has the same code; write --no-proof "
+            "to have the folder as it is"
+        )
+    small: Any = other.build()
+    randomise(small)
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({name: p.detach().clone() for name, p in small.named_parameters()}, os.path.join(folder, SINGLE))
+        seen = {**configuration_of(twin, LENGTH, "float32", {}), "model_args": {}}
+        facts, lines = _settled(folder, other.source, seen)
+    _write(into, source, facts_of(source)._replace(cache=facts.cache, documents=facts.documents), config)
+    lines[0] += f", of a twin of {sum(p.numel() for p in small.parameters()):,} parameters with the same code"
+    return [*lines, "not opened: the model itself, for which there is no memory here"]
 
 
 def configuration_of(model: Any, max_position: int, dtype: str, generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,9 +116,16 @@ def write_code(into: str, source: Source, config: Mapping[str, Any], proof: bool
             f"{source.root} needs {', '.join(source.requirements)} beside torch, which a folder for transformers cannot bring"
         )
     facts = facts_of(source)
-    _write(into, source, facts, config)
     if not proof:
-        return ["not checked with transformers (--no-proof)", *_limits(facts)]
+        _write(into, source, facts, config)
+        return ["not opened with transformers: --no-proof", *_limits(facts)]
+    return _settled(into, source, config)[1]
+
+
+def _settled(into: str, source: Source, config: Mapping[str, Any]) -> tuple[Facts, list[str]]:
+    """Write, open with transformers, and write again without what turned out not to hold."""
+    facts = facts_of(source)
+    _write(into, source, facts, config)
     found = _check(into, source, facts)
     cannot = {name: why for name, why in found["cannot"].items() if why}
     if cannot:
@@ -98,7 +136,7 @@ def write_code(into: str, source: Source, config: Mapping[str, Any], proof: bool
         listed = "\n  ".join(found["reasons"])
         raise UserError(f"transformers {found['version']} computes another model from this folder:\n  {listed}")
     lines = [f"logits bit for bit those of model.py in transformers {found['version']}"]
-    return lines + _limits(facts) + [f"  {why}" for why in cannot.values()]
+    return facts, lines + _limits(facts) + [f"  {why}" for why in cannot.values()]
 
 
 def _limits(facts: Facts) -> list[str]:
@@ -155,6 +193,7 @@ def _check(folder: str, source: Source, facts: Facts) -> dict[str, Any]:
         "build": source.build,
         "vocab_size": facts.vocab_size,
         "tied": facts.tied,
+        "on_meta": not facts.buffers,
         "claims": [name for name in ("cache", "documents") if getattr(facts, name)],
     }
     with tempfile.TemporaryDirectory() as modules:

@@ -31,7 +31,7 @@ class _Blocked:
             raise ImportError(f"{name} is not there where the folder is opened")
 
 
-def standalone(folder: str, build: str, tied: dict[str, str]) -> torch.nn.Module:
+def standalone(folder: str, build: str, tied: dict[str, str], on_meta: bool) -> torch.nn.Module:
     """What model.py makes of the weights in the folder, without transformers."""
     from safetensors.torch import load_file
 
@@ -40,7 +40,8 @@ def standalone(folder: str, build: str, tied: dict[str, str]) -> torch.nn.Module
     assert spec.loader is not None
     module: types.ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = getattr(module, build)()
+    with torch.device("meta" if on_meta else "cpu"):
+        model = getattr(module, build)()
     state: dict[str, Tensor] = {}
     for file in sorted(glob.glob(os.path.join(folder, "*.safetensors"))):
         state |= load_file(file)
@@ -113,7 +114,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Compare, and try what the files claim."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, asked["vocab_size"], (ROWS, LENGTH), generator=generator)
-    expected = standalone(asked["folder"], asked["build"], asked["tied"])(tokens)
+    expected = standalone(asked["folder"], asked["build"], asked["tied"], asked["on_meta"])(tokens)
     import transformers
 
     transformers.logging.set_verbosity_error()

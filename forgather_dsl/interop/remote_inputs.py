@@ -3,6 +3,8 @@
 The same for every model; it stands beside `modeling_*.py` in the folder, because such a folder imports nothing of ours.
 """
 
+from __future__ import annotations
+
 INPUTS = '''"""What transformers passes to a model, as the network in model.py takes it. Written by forgather_dsl."""
 
 import contextlib

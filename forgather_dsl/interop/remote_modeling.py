@@ -4,6 +4,8 @@ Upper-case names behind $ are filled in by `remote_files.modeling`. What differs
 where it is met.
 """
 
+from __future__ import annotations
+
 MODELING = '''"""The network of model.py as a model of transformers 4.57 and 5. Written by forgather_dsl.
 
 model.py stands alone and knows nothing of this file, which adds what transformers expects of a causal language model:

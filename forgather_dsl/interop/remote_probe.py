@@ -6,7 +6,9 @@ which buffers no checkpoint holds; or every reason why it is no causal language 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -42,9 +44,7 @@ class Facts(NamedTuple):
 
 def facts_of(source: Source) -> Facts:
     """Run the text on the meta device. Raises UserError with every reason why it cannot be remote code."""
-    module = types.ModuleType(source.root)
-    exec(compile(source.text, "model.py", "exec"), module.__dict__)
-    with torch.device("meta"):
+    with _imported(source.text) as module, torch.device("meta"):
         model: nn.Module = getattr(module, source.build)()
     parameters = inspect.signature(model.forward).parameters
     reasons = list(_not_callable(parameters))
@@ -75,6 +75,18 @@ def facts_of(source: Source) -> Facts:
         buffers=tuple(_not_stored(model)),
         initialise=source.also.get("draw_weights"),
     )
+
+
+@contextlib.contextmanager
+def _imported(text: str) -> Iterator[types.ModuleType]:
+    """The text as a module; dataclasses look for theirs by name while they are made."""
+    module = types.ModuleType("_emitted_model")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(text, "model.py", "exec"), module.__dict__)
+        yield module
+    finally:
+        del sys.modules[module.__name__]
 
 
 def _refusal(source: Source, reasons: list[str]) -> UserError:

@@ -30,6 +30,8 @@ REFUSED = {
 IN_ONE_PROCESS = """
 import json, shutil, sys
 from pathlib import Path
+from types import SimpleNamespace
+from forgather_dsl import Llama
 from forgather_dsl.errors import UserError
 from forgather_dsl.interop import remote, remote_check
 from forgather_dsl.interop.remote_probe import facts_of
@@ -38,6 +40,7 @@ from remote_foreign import FORGETS, NOT_CAUSAL, OLD_SCHOOL, foreign
 
 def check(folder, source, facts):
     asked = {"folder": folder, "build": source.build, "vocab_size": facts.vocab_size, "tied": facts.tied}
+    asked["on_meta"] = not facts.buffers
     return remote_check.main(asked | {"claims": [n for n in ("cache", "documents") if getattr(facts, n)]})
 
 remote._check = check
@@ -47,6 +50,11 @@ for name, text in {"old": OLD_SCHOOL, "forgets": FORGETS, "not causal": NOT_CAUS
         found[name] = write(Path(sys.argv[1]) / name, foreign(text), proof=True)
     except UserError as error:
         found[name] = str(error)
+model = Llama(dim=96, num_layers=5, num_heads=6, vocab_size=300, tie_embeddings=True)
+weights = SimpleNamespace(experiment=SimpleNamespace(model=model, seq_len=32), stored={}, tensors=dict, size=10)
+remote.host_memory, remote.write_tensors = lambda: 19, lambda into, stored, tensors: None
+Path(sys.argv[1], "large").mkdir()
+found["large"] = remote.write_remote(weights, str(Path(sys.argv[1]) / "large"), True, {})
 wrong = Path(sys.argv[1]) / "wrong"
 shutil.copytree(Path(sys.argv[1]) / "old", wrong)
 code = next(wrong.glob("modeling_*.py"))
@@ -111,6 +119,10 @@ def test_what_is_claimed_is_tried(tmp_path: Path) -> None:
     assert "DOCUMENTS = False" in modeling
     assert json.loads((tmp_path / "forgets" / "config.json").read_text())["use_cache"] is False
     assert "no causal language model" in found["not causal"]
+    assert "of a twin of" in found["large"][0]
+    assert found["large"][1:] == ["not opened: the model itself, for which there is no memory here"]
+    config = json.loads((tmp_path / "large" / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]) == (96, 5, 300)
     assert any("logits differ by up to" in reason for reason in found["wrong"])
 
 
