@@ -82,7 +82,8 @@ class Context:
             return past
         if self.documents.shape[1] != self.offset + self.length:
             raise ValueError(
-                f"documents name {self.documents.shape[1]} tokens, but {self.offset} are in the cache and {self.length} " "are new: with a cache, name them all",
+                f"documents name {self.documents.shape[1]} tokens, but {self.offset} are in the cache and {self.length} "
+                "are new: with a cache, name them all",
             )
         documents = self.documents[:, -num_keys:]
         same = documents[:, num_keys - self.length :, None] == documents[:, None, :]
@@ -342,7 +343,15 @@ class Llama(nn.Module):
         layers = nn.ModuleList()
         for i in range(num_layers):
             block = Block(
-                self_attn=GroupedQueryAttention(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, layer_index=i, bias=False, output_bias=False, dropout=0.0),
+                self_attn=GroupedQueryAttention(
+                    dim=dim,
+                    num_heads=num_heads,
+                    num_kv_heads=num_kv_heads,
+                    layer_index=i,
+                    bias=False,
+                    output_bias=False,
+                    dropout=0.0,
+                ),
                 mlp=SwiGLU(dim=dim, ffn_dim=ffn_dim, bias=False),
                 input_layernorm=RMSNorm(dim=dim, eps=1e-05),
                 post_attention_layernorm=RMSNorm(dim=dim, eps=1e-05),
