@@ -135,7 +135,8 @@ class Statements(Calls):
             from .record import code_key
 
             key = code_key(function) if callable(function) and not isinstance(function, type) else None
-            if key in self.before.empty and all(map(is_plain, parts)):
+            if key in self.before.empty and key in self.world.constructing and all(map(is_plain, parts)):
+                self.log.empty.add(key)
                 self.called([key])
                 return True, False
         self.expr(node.value)
