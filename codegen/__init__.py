@@ -11,10 +11,11 @@ from .errors import CodegenError, Problem
 from .source import Decision, Source
 
 if TYPE_CHECKING:
+    from .emission import emit
     from .proof import Check, Report, verify, verify_many
 
-__all__ = ["Check", "CodegenError", "Decision", "Problem", "Report", "Source", "verify", "verify_many"]
-_FROM = {"Check": "proof", "Report": "proof", "verify": "proof", "verify_many": "proof"}  # not named as what they hold
+__all__ = ["Check", "CodegenError", "Decision", "Problem", "Report", "Source", "emit", "verify", "verify_many"]
+_FROM = {"Check": "proof", "Report": "proof", "verify": "proof", "verify_many": "proof", "emit": "emission"}
 
 
 def __getattr__(name: str) -> object:
