@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from .compare import unwrapped
 from .errors import CodegenError, Problem
 from .inputs import Inputs
 from .proof import Report, verify
-from .recover import builder, unwrapped
 from .source import Source
 from .stamp import stamped, unchanged
-from .tracer import trace
+from .tracer import rebuilder, trace
 from .weights import save, untied
 
 TEXT, WEIGHTS = "model.py", "model.safetensors"
@@ -57,7 +57,7 @@ def emit(
         (part / TEXT).write_text(source.text, encoding="utf-8", newline="")
         save(part / WEIGHTS, untied(model.state_dict()))
         report = verify(
-            source, model, build or builder(model), inputs=inputs, calls=calls, also=also, train=train, timeout=timeout,
+            source, model, build or rebuilder(model), inputs=inputs, calls=calls, also=also, train=train, timeout=timeout,
             weights=str(part / WEIGHTS),
         )  # fmt: skip
         if not weights:

@@ -1,0 +1,367 @@
+"""What an expression is in this configuration, as far as frozen facts tell: partial evaluation of tests and choices.
+
+Facts are fields of configs, constructor arguments that are the same in every call, attributes that are the same in all
+instances and never stored outside construction, and names of modules. All else is unknown, and stays as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import enum
+import inspect
+import operator
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from . import taint
+from .keys import Builtin, Import, Package, Unit
+from .record import SIMPLE, code_key, same
+from .walk import Frame, Use, class_key, function_keys
+
+
+class Unknown(Exception):
+    """The value is not a frozen fact."""
+
+
+class _Object:
+    """Some module or tensor: all that is known is that it is not None."""
+
+    def __repr__(self) -> str:
+        return "not None"
+
+
+OBJECT: Any = _Object()
+
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Mod: operator.mod,
+    ast.FloorDiv: operator.floordiv, ast.Div: operator.truediv, ast.Pow: operator.pow, ast.BitOr: operator.or_,
+    ast.BitAnd: operator.and_, ast.LShift: operator.lshift, ast.RShift: operator.rshift,
+    ast.Not: lambda v, _: not v, ast.USub: lambda v, _: -v, ast.UAdd: lambda v, _: +v, ast.Invert: lambda v, _: ~v,
+}  # fmt: skip
+_PURE = (isinstance, issubclass, hasattr, getattr, callable, len, int, float, bool, str, abs, min, max, tuple, any, all)
+_METHODS = ("startswith", "endswith", "lower", "upper", "strip", "get", "split", "removeprefix", "removesuffix")
+_PLAIN = (*SIMPLE, type, tuple, list, dict, set, frozenset)
+
+
+class Evaluator(Frame):
+    """Values of expressions; `used` collects the facts that they rest on."""
+
+    used: list[Use]
+
+    def known(self, node: ast.expr) -> tuple[Any, list[Use]]:
+        """(value, facts used) of an expression. Raises `Unknown`."""
+        outer = getattr(self, "used", [])
+        self.used = []
+        try:
+            return self.value(node), self.used
+        except (RecursionError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
+            raise Unknown from None
+        finally:
+            self.used = outer
+
+    def decide(self, test: ast.expr) -> tuple[bool, list[Use]] | None:
+        """Whether a test holds, and the facts that say so; None when that is not known."""
+        if self.opaque:
+            return None
+        why = self.taint(test)
+        if why:
+            if self.context() == "construction":
+                self.problem(
+                    test,
+                    f"{why} decides what is built, and it belongs to this machine rather than to the model",
+                    "make it an argument of the constructor",
+                )
+            return None
+        try:
+            value, used = self.known(test)
+        except Unknown:
+            return None
+        if value is OBJECT or not isinstance(value, (*_PLAIN, ModuleType)) and not callable(value):
+            return None
+        return bool(value), used
+
+    def value(self, node: ast.expr) -> Any:
+        """The value of an expression. Raises `Unknown`, or what the operation raises."""
+        method = getattr(self, f"value_{type(node).__name__.lower()}", None)
+        if method is None:
+            raise Unknown
+        return method(node)
+
+    def plain(self, node: ast.expr) -> Any:
+        """The value of an expression that is data, not a module or some object."""
+        value = self.value(node)
+        if not isinstance(value, _PLAIN):
+            raise Unknown
+        return value
+
+    def value_constant(self, node: ast.Constant) -> Any:
+        return node.value
+
+    def value_name(self, node: ast.Name) -> Any:
+        scope = self.scope_of(node.id)
+        if scope is not None:
+            if node.id in scope.known:
+                value, used = scope.known[node.id]
+                self.used.extend(used)
+                return value
+            if node.id in scope.imports:
+                return self.live_of(scope.imports[node.id])
+            raise Unknown
+        held = vars(self.module.live)
+        if node.id in held:
+            if node.id in self.module.rebound or Unit(self.module.name, node.id) in self.before.tainted_units:
+                raise Unknown
+            return held[node.id]
+        if hasattr(builtins, node.id):
+            return getattr(builtins, node.id)
+        raise Unknown
+
+    def live_of(self, key: Any) -> Any:
+        """The object behind a key."""
+        if isinstance(key, Builtin):
+            return getattr(builtins, key.name)
+        module = self.import_module(key.module)
+        if isinstance(key, Package) or (isinstance(key, Import) and not key.name):
+            return module
+        return getattr(module, key.name)
+
+    def import_module(self, name: str) -> ModuleType:
+        """An imported module by its name. Raises `Unknown`."""
+        import sys
+
+        if name not in sys.modules:
+            raise Unknown
+        return sys.modules[name]
+
+    def value_attribute(self, node: ast.Attribute) -> Any:
+        function = self.function
+        if isinstance(node.value, ast.Name) and function and function.owner and node.value.id == function.self_name:
+            return self.attribute(function.owner, node.attr)
+        base = self.value(node.value)
+        return self.attribute_of(base, node.attr)
+
+    def attribute_of(self, base: Any, name: str) -> Any:
+        """A frozen attribute of a known object. Raises `Unknown`."""
+        if base is OBJECT:
+            raise Unknown
+        if isinstance(base, ModuleType):
+            if taint.of_attribute(base, name):
+                raise Unknown
+            return getattr(base, name)
+        if type(base) in self.world.configs:
+            if name in self.world.changed or name in self.world.options.dynamic or not hasattr(base, name):
+                raise Unknown
+            self.used.append(("field", type(base), name))
+            return getattr(base, name)
+        if isinstance(base, enum.Enum) and name in ("value", "name"):
+            return getattr(base, name)
+        if isinstance(base, type) and issubclass(base, enum.Enum):
+            return getattr(base, name)
+        if isinstance(base, type):
+            found = inspect.getattr_static(base, name)
+            if isinstance(found, type) or inspect.isfunction(found):
+                return found
+            raise Unknown
+        if type(base) in self.world.instances:
+            return self.attribute(type(base), name)
+        if isinstance(base, str) and name in _METHODS:
+            return getattr(base, name)
+        raise Unknown
+
+    def attribute(self, cls: type, name: str) -> Any:
+        """An attribute that is the same in all instances of `cls` and never changes. Raises `Unknown`."""
+        if name in self.world.options.dynamic or name in self.world.changed or name in self.before.written:
+            raise Unknown
+        if name in self.before.tainted_attributes or "runtime" in self.before.called.get(class_key(cls), ()):
+            raise Unknown
+        values = [_held(instance, name) for instance in self.world.instances.get(cls, ())]
+        if not values:
+            raise Unknown
+        if all(isinstance(v, (nn.Module, torch.Tensor)) for v in values):
+            return OBJECT
+        if all(same(values[0], v) for v in values[1:]) and not isinstance(values[0], (nn.Module, torch.Tensor)):
+            self.used.append(("attribute", cls, name))
+            return values[0]
+        if all(v is not None for v in values):
+            return OBJECT
+        raise Unknown
+
+    def value_unaryop(self, node: ast.UnaryOp) -> Any:
+        value = self.value(node.operand)
+        if isinstance(node.op, ast.Not) and value is not OBJECT and (isinstance(value, _PLAIN) or callable(value)):
+            return not value
+        return _OPERATORS[type(node.op)](self.plain(node.operand), None)
+
+    def value_boolop(self, node: ast.BoolOp) -> Any:
+        value: Any = None
+        for part in node.values:
+            value = self.value(part)
+            if value is OBJECT:
+                raise Unknown
+            if bool(value) is isinstance(node.op, ast.Or):
+                return value
+        return value
+
+    def value_compare(self, node: ast.Compare) -> bool:
+        left = self.value(node.left)
+        for op, comparator in zip(node.ops, node.comparators):
+            right = self.value(comparator)
+            if isinstance(op, (ast.Is, ast.IsNot)):
+                if OBJECT in (left, right) and None not in (left, right):
+                    raise Unknown
+                holds = (left is right) == isinstance(op, ast.Is)
+            else:
+                if not (isinstance(left, _PLAIN) or callable(left)) or not (isinstance(right, _PLAIN) or callable(right)):
+                    raise Unknown
+                if OBJECT in (left, right):
+                    raise Unknown
+                holds = bool(_OPERATORS[type(op)](left, right))
+            if not holds:
+                return False
+            left = right
+        return True
+
+    def value_binop(self, node: ast.BinOp) -> Any:
+        left, right = self.plain(node.left), self.plain(node.right)
+        if type(node.op) not in _OPERATORS or isinstance(node.op, ast.Pow) and abs(right) > 64:
+            raise Unknown
+        return _OPERATORS[type(node.op)](left, right)
+
+    def value_ifexp(self, node: ast.IfExp) -> Any:
+        return self.value(node.body if self.plain(node.test) else node.orelse)
+
+    def value_tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
+        return tuple(self.value(x) for x in node.elts)
+
+    def value_list(self, node: ast.List) -> list[Any]:
+        return [self.value(x) for x in node.elts]
+
+    def value_set(self, node: ast.Set) -> set[Any]:
+        return {self.value(x) for x in node.elts}
+
+    def value_subscript(self, node: ast.Subscript) -> Any:
+        base, key = self.value(node.value), self.plain(node.slice)
+        if type(base) not in (dict, list, tuple, str) or not isinstance(node.ctx, ast.Load):
+            raise Unknown
+        return base[key]
+
+    def value_call(self, node: ast.Call) -> Any:
+        if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
+            raise Unknown
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
+            base = self.plain(node.func.value)
+            if not isinstance(base, (str, dict)):
+                raise Unknown
+            return getattr(base, node.func.attr)(*map(self.value, node.args))
+        function = self.value(node.func)
+        if not any(function is f for f in _PURE):
+            raise Unknown
+        arguments = [self.value(a) for a in node.args]
+        if any(a is OBJECT for a in arguments) or (function is not isinstance and any(_is_live(a) for a in arguments)):
+            raise Unknown
+        if function in (getattr, hasattr) and isinstance(arguments[0], (ModuleType, *self.world.configs)):
+            return self._named(function, arguments)
+        if any(isinstance(a, (nn.Module, torch.Tensor)) for a in arguments):
+            raise Unknown
+        if function in (getattr, hasattr) and not isinstance(arguments[0], _PLAIN):
+            raise Unknown
+        return function(*arguments)
+
+    def _named(self, function: Any, arguments: list[Any]) -> Any:
+        base, name = arguments[0], arguments[1]
+        if function is hasattr or not hasattr(base, name):
+            if isinstance(base, ModuleType) and taint.of_module(base.__name__):
+                raise Unknown
+            return function(*arguments)
+        return self.attribute_of(base, name)
+
+    # what belongs to the machine
+
+    def taint(self, node: ast.AST | None) -> str | None:
+        """Why the value of an expression belongs to this machine, or None."""
+        if node is None:
+            return None
+        for part in ast.walk(node):
+            why = self._taint_of(part)
+            if why:
+                return why
+        return None
+
+    def _taint_of(self, node: ast.AST) -> str | None:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            scope = self.scope_of(node.id)
+            if scope is not None:
+                return scope.tainted.get(node.id)
+            if (why := self.before.tainted_units.get(Unit(self.module.name, node.id))) is not None:
+                return why
+            value = vars(self.module.live).get(node.id, getattr(builtins, node.id, None))
+            home = getattr(value, "__module__", None)
+            name = getattr(value, "__name__", "")
+            if isinstance(home, str) and (why := self.before.tainted_units.get(Unit(home, name))) is not None:
+                return why
+            return None if isinstance(value, ModuleType) else taint.of_value(value)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            function = self.function
+            if isinstance(node.value, ast.Name) and function and node.value.id == function.self_name:
+                return self.before.tainted_attributes.get(node.attr)
+            base = self._module_behind(node.value)
+            if base is not None:
+                return taint.of_attribute(base, node.attr) or self._tainted_unit(base, node.attr)
+        return None
+
+    def _tainted_unit(self, module: ModuleType, name: str) -> str | None:
+        return self.before.tainted_units.get(Unit(module.__name__, name))
+
+    def _module_behind(self, node: ast.AST) -> ModuleType | None:
+        """The module that an expression of names and dots stands for."""
+        if isinstance(node, ast.Name) and self.scope_of(node.id) is None:
+            value = vars(self.module.live).get(node.id)
+        elif isinstance(node, ast.Name):
+            scope = self.scope_of(node.id)
+            key = scope.imports.get(node.id) if scope else None
+            value = self.live_of(key) if key is not None else None
+        elif isinstance(node, ast.Attribute):
+            base = self._module_behind(node.value)
+            value = None if base is None else getattr(base, node.attr, None)
+        else:
+            value = None
+        return value if isinstance(value, ModuleType) else None
+
+    def callee(self, node: ast.expr) -> Any:
+        """The function or class that a call calls, or None."""
+        try:
+            value, _ = self.known(node)
+        except Unknown:
+            return None
+        return value if callable(value) and value is not OBJECT else None
+
+
+def _is_live(value: Any) -> bool:
+    return isinstance(value, (nn.Module, torch.Tensor))
+
+
+def _held(instance: Any, name: str) -> Any:
+    """An attribute as the instance or its class holds it. Raises `Unknown` for properties and where there is none."""
+    for store in ("__dict__", "_parameters", "_buffers", "_modules"):
+        held = getattr(instance, store, {})
+        if name in held:
+            return held[name]
+    try:
+        found = inspect.getattr_static(type(instance), name)
+    except AttributeError:
+        raise Unknown from None
+    if isinstance(found, SIMPLE):
+        return found
+    if inspect.isdatadescriptor(found) and not isinstance(found, property) and hasattr(instance, name):
+        return getattr(instance, name)  # a slot
+    raise Unknown
+
+
+__all__ = ["OBJECT", "Evaluator", "Unknown", "code_key", "function_keys"]

@@ -1,0 +1,158 @@
+"""The file from its units: order, names, imports, header, footer."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Mapping
+
+from .closure import Closure
+from .errors import CodegenError, Problem
+from .facts import World
+from .footer import build_text, load_text
+from .keys import Import, Key, Unit
+from .modules import STRING_BREAK
+from .naming import import_lines, named
+from .reflow import WIDTH, reflowed
+from .units import Written
+
+MARKER = "Standalone PyTorch source: needs torch alone."
+
+
+def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], first: list[Unit]) -> list[Unit]:
+    """Parts before wholes, in the order of their first use. Raises `CodegenError` where definitions need each other."""
+    hard = {u: [k for k in world.marks.keys(w.text, hard_only=True) if isinstance(k, Unit) and k != u] for u, w in units.items()}
+    every = {u: [k for k in world.marks.keys(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
+    done: list[Unit] = []
+    stack: list[Unit] = []
+
+    def reach(unit: Unit) -> set[Unit]:
+        seen: set[Unit] = set()
+        todo = [unit]
+        while todo:
+            one = todo.pop()
+            if one not in seen:
+                seen.add(one)
+                todo += hard[one]
+        return seen
+
+    def put(unit: Unit) -> None:
+        if unit in done:
+            return
+        if unit in stack:
+            circle = [f"{u.module}.{u.name}" for u in [*stack[stack.index(unit) :], unit]]
+            raise CodegenError([Problem(f"these definitions need each other when they run: {' -> '.join(circle)}", "break the circle")])
+        stack.append(unit)
+        for needed in hard[unit]:
+            put(needed)
+        for needed in every[unit]:
+            if needed not in stack and needed not in done and not reach(needed) & set(stack):
+                put(needed)
+        stack.pop()
+        done.append(unit)
+
+    for unit in [*first, *roots, *units]:
+        put(unit)
+    return done
+
+
+def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -> tuple[str, dict[Key, str]]:
+    """(text of the file, names of its units). `header` is that of an emitted file that was traced again."""
+    world = closure.world
+    units = closure.units
+    top = [k for t in (closure.build, closure.root, *closure.also_texts) for k in world.marks.keys(t)]
+    roots = [k for k in dict.fromkeys(top) if isinstance(k, Unit)]
+    configs = [u for u in roots if closure.is_config(u)]
+    order = ordered(world, units, [*world.marks.keys(closure.root), *roots], configs)  # type: ignore[list-item]
+    order = _constants_first(world, units, order)
+    json, torch = world.modules.outside("json"), world.modules.outside("torch")
+    imports = {k for w in units.values() for k in world.marks.keys(w.text) if isinstance(k, Import)}
+    imports |= {k for k in top if isinstance(k, Import)} | {json, torch}
+    names = named(units, order, imports, world.modules, set())
+    body = _body(world, units, order, names)
+    root, call = world.marks.fill(closure.root, names), world.marks.fill(closure.build, names)
+    footer = [build_text(root, call), load_text(root, tied, names[torch], names[json])]
+    parts = ["\n\n".join(import_lines(imports, names, world.modules)), *body, *(f"\n\n{text.rstrip(chr(10))}" for text in footer)]
+    code = "from __future__ import annotations\n\n" + "\n".join(parts) + "\n"
+    known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}
+    code = reflowed(code, known)
+    if header is None:
+        header = _header(closure, names)
+    return f'"""{header}"""\n\n{code}'.replace(STRING_BREAK, "\n"), names
+
+
+def _constants_first(world: World, units: Mapping[Unit, Written], order: list[Unit]) -> list[Unit]:
+    """Constants that need no other definition stand at the top."""
+    free = [u for u in order if units[u].constant and not [k for k in world.marks.keys(units[u].text, True) if isinstance(k, Unit) and k != u]]
+    return [*free, *(u for u in order if u not in set(free))]
+
+
+def _body(world: World, units: Mapping[Unit, Written], order: list[Unit], names: Mapping[Key, str]) -> list[str]:
+    parts: list[str] = []
+    seen: set[int] = set()
+    before = False
+    for unit in order:
+        written = units[unit]
+        if id(written.node) in seen or not written.text:
+            continue
+        seen.add(id(written.node))
+        text = tidy(world.marks.fill(written.text, names))
+        commented = text.startswith("#")
+        if written.constant and before:
+            parts.append(f"\n{text}" if commented else text)
+        else:
+            parts.append(f"\n{text}" if written.constant and not parts else f"\n\n{text}")
+        before = written.constant
+    return parts
+
+
+def tidy(text: str) -> str:
+    """Blank lines as they are where nothing was taken out."""
+    text = re.sub(r"[ \t]+\n", "\n", text.strip("\n"))
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    lines = text.split("\n")
+    out: list[str] = []
+    for i, line in enumerate(lines):
+        following = lines[i + 1] if i + 1 < len(lines) else ""
+        if not line and out and re.match(r"\s*(class|def|async def|if|elif|else|for|while|with|try|except|finally)\b.*:$", out[-1]):
+            continue
+        if not line and re.match(r"\s*(elif|else|except|finally)\b", following):
+            continue
+        out.append(line)
+    return "\n".join(out)
+
+
+def _header(closure: Closure, names: Mapping[Key, str]) -> str:
+    world, log = closure.world, closure.world.log
+    cls = type(closure.model)
+    digest = hashlib.sha256("".join(m.text for m in world.modules.texts()).encode()).hexdigest()[:12]
+    lines = [f"{names.get(Unit(cls.__module__, cls.__qualname__), cls.__qualname__)}, from {cls.__module__} (sources {digest}).", ""]
+    lines.append(MARKER if not world.modules.required else f"{MARKER[:-7]}and {', '.join(sorted(world.modules.required))}.")
+    decisions = sorted((d.file, d.line, d.expression, d.value) for d in log.decisions)
+    if decisions:
+        lines += ["Written for one configuration, in which", ""]
+        lines += [f"    {f}:{n}  {e}  ->  {v}" for f, n, e, v in decisions]
+    if log.checks:
+        count = len(log.checks)
+        text = "One check" if count == 1 else f"{count} checks"
+        lines += ["", f"{text} of arguments, passed by this configuration, {'is' if count == 1 else 'are'} left out."]
+    renamed = [(u, n) for u, n in names.items() if isinstance(u, Unit) and u.name != n]
+    if renamed:
+        lines += ["", "Renamed, as two had one name: " + ", ".join(f"{u.module}.{u.name} is {n}" for u, n in sorted(renamed)) + "."]
+    text = "\n".join(lines)
+    text = text.replace("\\", "\\\\").replace('"""', "'''")
+    return text + ("\n" if "\n" in text else "")
+
+
+def emitted_header(text: str) -> str | None:
+    """The header of a file that codegen wrote, to be kept when it is traced again."""
+    tree = ast.parse(text)
+    found = ast.get_docstring(tree, clean=False)
+    if found and MARKER[:-7] in found and isinstance(tree.body[0], ast.Expr):
+        raw = text[text.index('"""') + 3 :]
+        return raw[: raw.index('"""')]
+    return None
+
+
+__all__ = ["WIDTH", "emitted_header", "written_out"]
