@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.nn as nn
+from torch.nn.parameter import is_lazy
 
 from .errors import Problem
 from .record import SIMPLE, same
@@ -41,8 +42,10 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
     mine, theirs = dict(model.named_modules()), dict(again.named_modules())
     for path in [*mine, *(p for p in theirs if p not in mine)]:
         yield from _module_differences(path, mine.get(path), theirs.get(path))
-    state = [(k, v.shape, v.dtype) for k, v in model.state_dict().items() if hasattr(v, "shape")]
-    other = [(k, v.shape, v.dtype) for k, v in again.state_dict().items() if hasattr(v, "shape")]
+    if lazy := next((name for name, value in [*_held(model), *_held(again)] if is_lazy(value)), None):
+        yield Problem(f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one")
+        return
+    state, other = _state(model), _state(again)
     if state != other:
         pair = next(((a, b) for a, b in zip(state, other) if a != b), (state[-1:], other[-1:]))
         yield Problem(
@@ -51,10 +54,26 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
         )
 
 
+def _held(model: nn.Module) -> list[tuple[str, Any]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _state(model: nn.Module) -> list[tuple[Any, ...]]:
+    """(name, shape, dtype, marks) of each tensor that the model holds; marks tell of frozen and tied ones."""
+    first: dict[int, str] = {}
+    found = []
+    for name, value in _held(model):
+        owner = first.setdefault(id(value), name)
+        frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+        marks = [*["frozen"] * frozen, *[f"tied to {owner}"] * (owner != name)]
+        found.append((name, value.shape, value.dtype, " ".join(marks)))
+    return found
+
+
 def _tensor(entry: Any) -> str:
     if not isinstance(entry, tuple):
         return f"{len(entry)} more tensors" if not entry else _tensor(entry[0])
-    return f"{entry[0]} {list(entry[1])} {str(entry[2]).removeprefix('torch.')}"
+    return f"{entry[0]} {list(entry[1])} {str(entry[2]).removeprefix('torch.')} {entry[3]}".rstrip()
 
 
 def _module_differences(path: str, mine: nn.Module | None, theirs: nn.Module | None) -> Iterator[Problem]:
