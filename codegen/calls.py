@@ -200,6 +200,9 @@ class Calls(Expressions):
         """What a fixed argument was computed from is fixed as well."""
         if not fixed:
             return
+        if isinstance(value, ast.IfExp) and (found := self.decide(value.test)) is not None:
+            self._fixes(value.body if found[0] else value.orelse, fixed)
+            return
         for part in ast.walk(value):
             if isinstance(part, (ast.Name, ast.Attribute)) and isinstance(part.ctx, ast.Load):
                 try:

@@ -47,9 +47,12 @@ class Statements(Calls):
 
     def _one(self, statement: ast.stmt) -> tuple[bool, bool]:
         before = len(self.edits)
+        loads = [set(scope.loads) for scope in self.scopes]
         gone, stops = self.statement(statement)
         if gone:
             del self.edits[before:]
+            for scope, held in zip(self.scopes, loads):
+                scope.loads = held
             self.cut(statement)
         return gone, stops
 
@@ -135,7 +138,8 @@ class Statements(Calls):
             from .record import code_key
 
             key = code_key(function) if callable(function) and not isinstance(function, type) else None
-            if key in self.before.empty and all(map(is_plain, parts)):
+            if key in self.before.empty and key in self.world.constructing and all(map(is_plain, parts)):
+                self.log.empty.add(key)
                 self.called([key])
                 return True, False
         self.expr(node.value)
@@ -189,6 +193,8 @@ class Statements(Calls):
 
     def _dead_store(self, target: ast.expr, value: ast.expr) -> bool:
         """A store that nothing reads any more, of a value without effects."""
+        while isinstance(value, ast.IfExp) and (found := self.decide(value.test)) is not None:
+            value = value.body if found[0] else value.orelse
         if self.opaque or not is_plain(value):
             return False
         function = self.function
