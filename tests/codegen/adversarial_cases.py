@@ -3,7 +3,7 @@
 A case is a line `=== name`, then `key: value` lines, then files. Keys: `expect` (`ok`, `refused: WORDS`, or
 `ok, or refused: WORDS`; words are a pattern, and a line marked `# HERE` must be where), `build`, `after` (done to the
 model `m`), `inputs` (sets divided by `;`), `calls`, `has` and `lacks` (texts divided by `|`), `options` of the tracer,
-`lint` (rules that the source itself breaks), `write` (how the file is stored). `files`: it is a package.
+`lint` (rules that the output breaks though the source does not), `write` (how the file is stored). `files`: it is a package.
 """
 
 from __future__ import annotations
