@@ -151,6 +151,8 @@ class Calls(Expressions):
         if key is not None:
             gone = self._leaving(node, key, found, items)
         for i, item in enumerate(items):
+            if key is None:
+                self._handed_on(item.value if isinstance(item, (ast.keyword, ast.Starred)) else item)
             if i not in gone:
                 outer, self.role = self.role, "value"
                 self.expr(item.value if isinstance(item, ast.keyword) else item)
@@ -160,6 +162,15 @@ class Calls(Expressions):
             floor = self._opening(node) + 1
             ranges = [edits.whole_range(self.text, item, floor) for item in items]
             self.edits += edits.without(self.text, ranges, gone, end)
+
+    def _handed_on(self, node: ast.expr) -> None:
+        """A config that other code gets keeps all its fields."""
+        try:
+            value, _ = self.known(node)
+        except Unknown:
+            return
+        if type(value) in self.world.configs:
+            self.log.whole.add(type(value))
 
     def _opening(self, node: ast.Call) -> int:
         """The offset of a call's own opening parenthesis."""

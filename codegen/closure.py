@@ -51,6 +51,8 @@ class Closure:
             settled = number > 0 and self.world.log.stable() == self.world.before.stable()
             if settled:
                 break
+            if number >= _MOST_ROUNDS // 2:
+                self.world.hold(self.world.before, self.world.log)
             self.world.before, self.world.log = self.world.log, Log()
         else:
             raise CodegenError([Problem("this is a bug in codegen: specialisation does not settle", "report it, or try opaque=")])
@@ -62,6 +64,7 @@ class Closure:
         world = self.world
         self.units, self.parents = {}, {}
         before = world.before
+        world.log.remember(before)
         world.constructing = {k for k in before.construction() if k in world.record.constants}
         world.dead_attributes = set() if number < 2 else {a for a in self._originally if a not in before.reads}
         walker = self._root_walker()

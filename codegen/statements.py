@@ -199,7 +199,8 @@ class Statements(Calls):
             return False
         function = self.function
         if isinstance(target, ast.Name) and function is not None and self.scopes[-1].kind == "function":
-            return (function.key, target.id) in self.before.dead_locals
+            local = (function.key, target.id)
+            return local in self.before.dead_locals and local not in self.world.staying
         mine = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and function is not None
         if not mine or function is None or not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
             return False
