@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from .errors import Problem
 from .record import SIMPLE, same
@@ -45,8 +45,8 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
     registered = {id(x) for x in (*mine.values(), *model.parameters(), *model.buffers())}
     for path in [*mine, *(p for p in theirs if p not in mine)]:
         yield from _module_differences(path, mine.get(path), theirs.get(path), registered)
-    if lazy := [k for k, v in model.named_parameters() if isinstance(v, UninitializedParameter)]:
-        yield Problem(f"{lazy[0]} is lazy: its shape is not known yet", "run one batch through the model, or name the size")
+    if lazy := next((name for m in (model, again) for name, value in m.named_parameters() if is_lazy(value)), None):
+        yield Problem(f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one")
         return
     yield from _tensor_differences(model, again)
     state, other = _shapes(model), _shapes(again)
@@ -59,9 +59,7 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
 
 
 def _shapes(model: nn.Module) -> list[tuple[str, Any, Any]]:
-    lazy = {k for k, v in model.named_parameters() if isinstance(v, UninitializedParameter)}
-    held = [(k, v) for k, v in model.state_dict().items() if hasattr(v, "shape")]
-    return [(k, None if k in lazy else v.shape, v.dtype) for k, v in held]
+    return [(k, v.shape, v.dtype) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)]
 
 
 def _tensor_differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:

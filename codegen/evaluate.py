@@ -301,7 +301,7 @@ class Evaluator(Frame):
                 return scope.tainted.get(node.id)
             value = vars(self.module.live).get(node.id, getattr(builtins, node.id, None))
             if (why := self.before.tainted_units.get(Unit(self.module.name, node.id))) is not None:
-                return why if callable(value) else Question(why)
+                return why
             home = getattr(value, "__module__", None)
             name = getattr(value, "__name__", "")
             if isinstance(home, str) and (why := self.before.tainted_units.get(Unit(home, name))) is not None:
@@ -343,10 +343,6 @@ class Evaluator(Frame):
         return value if callable(value) and value is not OBJECT else None
 
 
-class Question(str):
-    """What belongs to the machine and stays a question to it, as a constant of the file."""
-
-
 def _is_live(value: Any) -> bool:
     return isinstance(value, (nn.Module, torch.Tensor))
 
@@ -368,4 +364,4 @@ def _held(instance: Any, name: str) -> Any:
     raise Unknown
 
 
-__all__ = ["OBJECT", "Evaluator", "Question", "Unknown", "code_key", "function_keys"]
+__all__ = ["OBJECT", "Evaluator", "Unknown", "code_key", "function_keys"]

@@ -10,7 +10,7 @@ import torch.nn as nn
 
 from . import edits
 from .calls import Calls
-from .evaluate import Question, Unknown
+from .evaluate import Unknown
 from .keys import Builtin, Package
 from .record import SIMPLE
 from .resolve import Unresolved
@@ -244,7 +244,7 @@ class Statements(Calls):
         if why:
             held = [self.held(i, target.attr) for i in self.world.instances.get(function.owner or type(None), ())]
             self.log.tainted_attributes[target.attr] = why
-            if function.construction and not isinstance(why, Question) and not any(isinstance(v, (nn.Module, torch.Tensor)) for v in held):
+            if function.construction and not any(isinstance(v, (nn.Module, torch.Tensor)) for v in held):
                 self.problem(
                     target,
                     f"self.{target.attr} holds {why}, which belongs to this machine rather than to the model",
