@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 from typing import Any
 
 from . import edits
@@ -256,7 +257,8 @@ class Calls(Expressions):
         for name, default in defaults.items():
             if name in used and name not in texts:
                 texts[name] = self.elsewhere(module, default)
-        self.replace(node, self.elsewhere(module, body, texts))
+        text = self.elsewhere(module, body, texts)
+        self.replace(node, _one_line(text) if "#" not in text else text)
         return True
 
     def _forwarding(self, function: Any) -> tuple[Module, ast.FunctionDef, ast.Call] | None:
@@ -312,6 +314,12 @@ def _is_forward(call: ast.Call, names: set[str]) -> bool:
     if not isinstance(callee, ast.Name) or callee.id in names:
         return False
     return all(_is_simple(v) for v in values) and not isinstance(callee, FUNCTIONS)
+
+
+def _one_line(text: str) -> str:
+    """A call on one line, to be broken where it lands."""
+    text = re.sub(r"\s*\n\s*", " ", text)
+    return re.sub(r"([(\[{]) | ?,? (?=[)\]}])", lambda m: m[1] or "", text)
 
 
 def _is_simple(node: ast.expr) -> bool:

@@ -49,7 +49,7 @@ class Closure:
         """Walk until a round finds what the round before found. Raises `CodegenError` with all problems of the last."""
         for number in range(_MOST_ROUNDS):
             self._round(number)
-            settled = number > 0 and self.world.log.stable() == self.world.before.stable()
+            settled = number > 4 and self.world.log.stable() == self.world.before.stable()
             if settled:
                 break
             if number >= _MOST_ROUNDS // 2:
@@ -66,6 +66,7 @@ class Closure:
         self.units, self.parents = {}, {}
         before = world.before
         world.log.remember(before)
+        world.settled = number
         world.constructing = {k for k in before.construction() if k in world.record.constants}
         world.dead_attributes = set() if number < 2 else {a for a in self._originally if a not in before.reads}
         walker = self._root_walker()

@@ -193,6 +193,15 @@ class Definitions(Branches):
         stored = self.world.writers.get((f"{owner.__module__}.{owner.__qualname__}", name), set())
         return bool(stored & self.before.reads)
 
+    def unread(self, name: str) -> bool:
+        """Whether nothing that is retained reads a constant of the class that is being walked."""
+        cls = self.owner
+        if cls is None or type(cls) is not type or name in self.before.reads or name in self.world.dynamic_names:
+            return False
+        special = hasattr(cls, "__annotations__") and any(hasattr(cls, a) for a in ("__dataclass_fields__", "__attrs_attrs__", "_fields"))
+        outside = any(hasattr(base, name) for base in cls.__mro__ if not self.world.modules.traced(base.__module__))
+        return not special and not outside and not (name.startswith("__") and name.endswith("__")) and self.world.settled > 2
+
     def statement_classdef(self, node: ast.ClassDef) -> tuple[bool, bool]:
         outer_owner, outer_opaque = self.owner, self.opaque
         cls = self._live_class(node)

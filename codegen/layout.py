@@ -24,7 +24,7 @@ MARKER = "Standalone PyTorch source: needs torch alone."
 def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], first: list[Unit]) -> list[Unit]:
     """Parts before wholes, in the order of their first use. Raises `CodegenError` where definitions need each other."""
     hard = {u: [k for k in world.marks.keys(w.text, hard_only=True) if isinstance(k, Unit) and k != u] for u, w in units.items()}
-    every = {u: [k for k in world.marks.keys(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
+    every = {u: [k for k in world.marks.ordered(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
     done: list[Unit] = []
     stack: list[Unit] = []
 

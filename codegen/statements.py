@@ -197,6 +197,8 @@ class Statements(Calls):
             value = value.body if found[0] else value.orelse
         if self.opaque or not is_plain(value):
             return False
+        if self.scopes and self.scopes[-1].kind == "class":
+            return isinstance(target, ast.Name) and self.unread(target.id)
         function = self.function
         if isinstance(target, ast.Name) and function is not None and self.scopes[-1].kind == "function":
             local = (function.key, target.id)
@@ -210,6 +212,10 @@ class Statements(Calls):
             return False
         held = [self.held(i, target.attr) for i in self.world.instances.get(function.owner, ())]
         return not any(isinstance(v, (nn.Module, torch.Tensor)) for v in held)
+
+    def unread(self, name: str) -> bool:
+        """Whether nothing that is retained reads a constant of the class that is being walked."""
+        raise NotImplementedError
 
     def held(self, instance: Any, name: str) -> Any:
         """An attribute of an instance without properties."""
