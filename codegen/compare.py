@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ _HOOKS = {
     "_state_dict_hooks": "state dict hooks",
     "_load_state_dict_pre_hooks": "hooks on loading",
 }
-_OWN = {"training", "_is_full_backward_hook", "call_super_init", "_version"}
+_OWN = {"training", "_is_torch_compile", "_is_full_backward_hook", "call_super_init", "_version"}
 
 
 def unwrapped(model: Any) -> Any:
@@ -43,7 +44,9 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
     for path in [*mine, *(p for p in theirs if p not in mine)]:
         yield from _module_differences(path, mine.get(path), theirs.get(path))
     if lazy := next((name for name, value in [*_held(model), *_held(again)] if is_lazy(value)), None):
-        yield Problem(f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one")
+        yield Problem(
+            f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one"
+        )
         return
     state, other = _state(model), _state(again)
     if state != other:
@@ -117,6 +120,12 @@ def _equal(a: Any, b: Any) -> bool:
         return same(a, b)
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and type(a) is type(b):
+        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, functools.partial) and isinstance(b, functools.partial):
+        return _equal(a.func, b.func) and _equal(a.args, b.args) and _equal(a.keywords, b.keywords)
+    if isinstance(a, type) or inspect.isroutine(a):
+        return a is b or getattr(a, "__code__", a) is getattr(b, "__code__", b)  # a lambda is made anew each time
     return type(a).__qualname__ == type(b).__qualname__
 
 

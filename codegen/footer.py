@@ -45,7 +45,9 @@ _DTYPES = {
 
 def build_text(root: str, call: str) -> str:
     """`build_model` with the call that makes the model."""
-    return f'def build_model() -> {root}:\n    """The model as it was traced, with fresh weights."""\n    return {call}\n'
+    return (
+        f'def build_model() -> {root}:\n    """The model as it was traced, with fresh weights."""\n    return {call}\n'
+    )
 
 
 def load_text(root: str, tied: Mapping[str, str], torch: str, json: str, os: str) -> str:
