@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.nn as nn
 
+from .effects import effects, unit_of
 from .errors import CodegenError, Problem
 from .facts import Log, World
 from .keys import Unit
@@ -74,7 +75,7 @@ class Closure:
             texts.append(self._also_text(walker, function))
         self.also_texts = texts[1:]
         todo: list[tuple[Unit, Unit | None]] = [(k, None) for t in texts for k in world.marks.keys(t) if isinstance(k, Unit)]
-        while todo:
+        while todo or (todo := self._effects()):
             unit, parent = todo.pop(0)
             if unit in self.units:
                 continue
@@ -90,6 +91,18 @@ class Closure:
                 for n in ast.walk(module.tree)
                 if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)
             }
+
+    def _effects(self) -> list[tuple[Unit, Unit | None]]:
+        """Statements that change what is retained by now."""
+        found: list[tuple[Unit, Unit | None]] = []
+        for name in dict.fromkeys(u.module for u in self.units):
+            module = self.world.modules.read(name)
+            names = {u.name: u for u in self.units if u.module == name}
+            for statement in effects(module, names):
+                unit = unit_of(module, statement)
+                if unit not in self.units:
+                    found.append((unit, None))
+        return found
 
     def _written(self, unit: Unit) -> Written:
         try:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.nn as nn
 from torch.nn.parameter import is_lazy
 
@@ -41,14 +42,14 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
         yield Problem(f"build() gives {type(again).__qualname__}, which is no module", "return the model from build")
         return
     mine, theirs = dict(model.named_modules()), dict(again.named_modules())
+    registered = {id(x) for x in (*mine.values(), *model.parameters(), *model.buffers())}
     for path in [*mine, *(p for p in theirs if p not in mine)]:
-        yield from _module_differences(path, mine.get(path), theirs.get(path))
-    if lazy := next((name for name, value in [*_held(model), *_held(again)] if is_lazy(value)), None):
-        yield Problem(
-            f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one"
-        )
+        yield from _module_differences(path, mine.get(path), theirs.get(path), registered)
+    if lazy := next((name for m in (model, again) for name, value in m.named_parameters() if is_lazy(value)), None):
+        yield Problem(f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one")
         return
-    state, other = _state(model), _state(again)
+    yield from _tensor_differences(model, again)
+    state, other = _shapes(model), _shapes(again)
     if state != other:
         pair = next(((a, b) for a, b in zip(state, other) if a != b), (state[-1:], other[-1:]))
         yield Problem(
@@ -57,29 +58,65 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
         )
 
 
-def _held(model: nn.Module) -> list[tuple[str, Any]]:
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+def _shapes(model: nn.Module) -> list[tuple[str, Any, Any]]:
+    return [(k, v.shape, v.dtype) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)]
 
 
-def _state(model: nn.Module) -> list[tuple[Any, ...]]:
-    """(name, shape, dtype, marks) of each tensor that the model holds; marks tell of frozen and tied ones."""
-    first: dict[int, str] = {}
-    found = []
-    for name, value in _held(model):
-        owner = first.setdefault(id(value), name)
-        frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-        marks = [*["frozen"] * frozen, *[f"tied to {owner}"] * (owner != name)]
-        found.append((name, value.shape, value.dtype, " ".join(marks)))
-    return found
+def _tensor_differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
+    """Flags, hooks and sharing of weights, and what the state dict holds beside tensors."""
+    mine, theirs = (dict(m.named_parameters(remove_duplicate=False)) for m in (model, again))
+    for name, weight in mine.items():
+        other = theirs.get(name)
+        if other is not None and weight.requires_grad != other.requires_grad:
+            yield Problem(
+                f"{name} has requires_grad={weight.requires_grad}, in a new model {other.requires_grad}: it was frozen or "
+                "released after construction",
+                "do it in the constructor, or undo it before tracing",
+            )
+        if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+            yield Problem(f"{name} has hooks on its gradient, which have no source", "remove them before tracing")
+    if _sharing(mine) != _sharing(theirs):
+        a, b = _sharing(mine), _sharing(theirs)
+        names = sorted(set(map(str, a ^ b)))[0]
+        yield Problem(f"these weights are tied in one of the model and a new one, and not in the other: {names}", "tie them in the constructor")
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            yield Problem(f"the state dict holds {name}, which is no tensor (extra_state)", "keep it in a buffer")
+    for name, buffer in model.named_buffers():
+        fresh = dict(again.named_buffers()).get(name)
+        stored = name in model.state_dict()
+        if not stored and fresh is not None and not _tensors_equal(buffer, fresh):
+            yield Problem(
+                f"the buffer {name} is not in the state dict and differs from that of a new model, so it would be lost",
+                "make it persistent, or compute it from the arguments alone",
+            )
+
+
+def _sharing(weights: dict[str, Any]) -> set[tuple[str, ...]]:
+    groups: dict[int, list[str]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(id(weight), []).append(name)
+    return {tuple(g) for g in groups.values() if len(g) > 1}
+
+
+def _tensors_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.is_meta or b.is_meta:
+        return a.shape == b.shape and a.dtype == b.dtype
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    a, b = a.detach().cpu(), b.detach().cpu()
+    return bool(torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)))
 
 
 def _tensor(entry: Any) -> str:
     if not isinstance(entry, tuple):
         return f"{len(entry)} more tensors" if not entry else _tensor(entry[0])
-    return f"{entry[0]} {list(entry[1])} {str(entry[2]).removeprefix('torch.')} {entry[3]}".rstrip()
+    return f"{entry[0]} {list(entry[1])} {str(entry[2]).removeprefix('torch.')}"
 
 
-def _module_differences(path: str, mine: nn.Module | None, theirs: nn.Module | None) -> Iterator[Problem]:
+def _module_differences(
+    path: str, mine: nn.Module | None, theirs: nn.Module | None, registered: set[int]
+) -> Iterator[Problem]:
     where = path or "the root module"
     if mine is None or theirs is None or _name(mine) != _name(theirs):
         a, b = ("nothing" if m is None else _name(m) for m in (mine, theirs))
@@ -107,12 +144,42 @@ def _module_differences(path: str, mine: nn.Module | None, theirs: nn.Module | N
                     "its class is not what runs",
                     "override it in a subclass, and build that",
                 )
+        elif isinstance(getattr(type(mine), attribute, None), functools.cached_property):
+            continue
+        elif (found := _loose_tensor(value, theirs.__dict__.get(attribute), registered)) is not None:
+            yield Problem(
+                f"{where}.{attribute} holds a tensor that is no parameter and no buffer, and it differs in a new model{found}",
+                "register it, so that its values are saved as weights",
+            )
         elif not _equal(value, theirs.__dict__.get(attribute)):
             yield Problem(
                 f"the model is not what its constructor builds: {where}.{attribute} is {value!r}, in a new one "
                 f"{theirs.__dict__.get(attribute)!r}",
                 "give it to the constructor, or pass build= that sets it",
             )
+
+
+def _loose_tensor(mine: Any, theirs: Any, registered: set[int]) -> str | None:
+    """"" where a tensor outside of the state dict differs, None where there is none that does."""
+    if id(mine) in registered:
+        return None
+    if isinstance(mine, torch.Tensor):
+        return None if isinstance(theirs, torch.Tensor) and _tensors_equal(mine, theirs) else ""
+    if isinstance(mine, nn.Module):
+        for name, weight in mine.state_dict().items():
+            other = theirs.state_dict().get(name) if isinstance(theirs, nn.Module) else None
+            if isinstance(weight, torch.Tensor) and not (isinstance(other, torch.Tensor) and _tensors_equal(weight, other)):
+                return ""
+        return None
+    if isinstance(mine, (list, tuple)):
+        others = theirs if isinstance(theirs, (list, tuple)) and len(theirs) == len(mine) else [None] * len(mine)
+        found = [_loose_tensor(a, b, registered) for a, b in zip(mine, others)]
+    elif isinstance(mine, dict):
+        held = theirs if isinstance(theirs, dict) else {}
+        found = [_loose_tensor(v, held.get(k), registered) for k, v in mine.items()]
+    else:
+        return None
+    return next((f for f in found if f is not None), None)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -299,9 +299,9 @@ class Evaluator(Frame):
             scope = self.scope_of(node.id)
             if scope is not None:
                 return scope.tainted.get(node.id)
+            value = vars(self.module.live).get(node.id, getattr(builtins, node.id, None))
             if (why := self.before.tainted_units.get(Unit(self.module.name, node.id))) is not None:
                 return why
-            value = vars(self.module.live).get(node.id, getattr(builtins, node.id, None))
             home = getattr(value, "__module__", None)
             name = getattr(value, "__name__", "")
             if isinstance(home, str) and (why := self.before.tainted_units.get(Unit(home, name))) is not None:

@@ -22,6 +22,9 @@ from .walk import Scope, Use
 _UNDECIDABLE = ("eval", "exec", "globals", "locals", "vars", "__import__", "compile", "__builtins__")
 
 
+_OPS = ("aten", "prims", "prim", "torch", "quantized", "_c10d_functional", "c10d", "higher_order")
+
+
 class Expressions(Reifier):
     """The walk over expressions."""
 
@@ -113,7 +116,7 @@ class Expressions(Reifier):
         if node.id in scope.known and not self.opaque:
             value, used = scope.known[node.id]
             own = [u for u in used if u[0] == "parameter" and u[2] == node.id]
-            if own and _is_choice(value):
+            if own and _is_choice(value) and self.writable(value):
                 self.log.fixed.add((own[0][1], node.id))
             if own and self.world.removable((own[0][1], node.id)):
                 if self.substitute(node, value):
@@ -125,6 +128,14 @@ class Expressions(Reifier):
         if scope.kind == "class":
             self.log.reads.add(node.id)
             self.log.loose.add(node.id)
+
+    def writable(self, value: Any) -> bool:
+        """Whether a value has a source form."""
+        try:
+            self.reified(value)
+        except (Unwritable, Unresolved):
+            return False
+        return True
 
     def substitute(self, node: ast.expr, value: Any) -> bool:
         """Put a value in the place of an expression; False when it has no source form."""
@@ -240,6 +251,12 @@ class Expressions(Reifier):
 
     def _outside_chain(self, root: ast.Name, chain: list[ast.Attribute], key: Import) -> None:
         """`torch.utils.checkpoint.checkpoint`, where the text imports the submodule by its dotted name."""
+        if key.module == "torch" and len(chain) > 2 and chain[0].attr == "ops" and chain[1].attr not in _OPS:
+            self.problem(
+                chain[1],
+                f"the custom operator torch.ops.{chain[1].attr}.{chain[2].attr} is called by its name, which does not say where it is defined",
+                "call the function that torch.library gave back",
+            )
         live: Any = vars(self.module.live).get(root.id)
         dotted = root.id
         for part in chain:

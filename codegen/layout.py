@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from .closure import Closure
+from .effects import is_effect
 from .errors import CodegenError, Problem
 from .facts import World
 from .footer import build_text, load_text
@@ -52,8 +53,15 @@ def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], firs
         stack.pop()
         done.append(unit)
 
-    for unit in [*first, *roots, *units]:
+    for unit in [*first, *roots, *(u for u in units if not is_effect(u))]:
         put(unit)
+    for unit in [u for u in units if is_effect(u)]:  # as soon as all is there that it needs
+        for needed in every[unit]:
+            put(needed)
+        at = max((done.index(k) for k in every[unit]), default=-1)
+        while at + 1 < len(done) and is_effect(done[at + 1]):
+            at += 1
+        done.insert(at + 1, unit)
     return done
 
 
