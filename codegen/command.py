@@ -29,12 +29,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("target", nargs="?", metavar="MODULE:NAME", help="a class of models or a function that builds one; MODULE may be a file.py")
+    made.add_argument(
+        "target",
+        nargs="?",
+        metavar="MODULE:NAME",
+        help="a class of models or a function that builds one; MODULE may be a file.py",
+    )
     made.add_argument("--out", metavar="DIR", help="directory to write: model.py, model.safetensors")
-    made.add_argument("--print", action="store_true", dest="show", help="only print the text: nothing is verified or written")
+    made.add_argument(
+        "--print", action="store_true", dest="show", help="only print the text: nothing is verified or written"
+    )
     made.add_argument("--check", metavar="FILE", help="whether an emitted file is as it was emitted")
     made.add_argument("--kwargs", metavar="JSON", default="{}", help="arguments of the class or function")
-    made.add_argument("--inputs", nargs="+", action="append", metavar="TENSOR", help="what to try the model with; see below")
+    made.add_argument(
+        "--inputs", nargs="+", action="append", metavar="TENSOR", help="what to try the model with; see below"
+    )
     made.add_argument("--also", action="append", default=[], metavar="NAME", help="a function of MODULE to take in too")
     for name, what in (
         ("allow", "package that may stay an import"),
@@ -84,7 +93,9 @@ def _checked(path: str) -> int:
 
 def _emitted(args: argparse.Namespace) -> int:
     if not args.target or not (args.out or args.show):
-        raise CodegenError([Problem("what to do is not said", "write MODULE:NAME --out DIR, MODULE:NAME --print, or --check FILE")])
+        raise CodegenError(
+            [Problem("what to do is not said", "write MODULE:NAME --out DIR, MODULE:NAME --print, or --check FILE")]
+        )
     from .inputs import described
 
     sets = [described(words) for words in args.inputs] if args.inputs else None
@@ -110,7 +121,9 @@ def _emitted(args: argparse.Namespace) -> int:
         model, args.out, build, inputs=sets, also=tuple(also), weights=not args.no_weights, overwrite=args.overwrite,
         train=not args.eval_only, told=reports.append, **options,
     )  # fmt: skip
-    print(f"{args.out}: {source.root}, {len(source.text.splitlines())} lines{'' if args.no_weights else f', {WEIGHTS}'}")
+    print(
+        f"{args.out}: {source.root}, {len(source.text.splitlines())} lines{'' if args.no_weights else f', {WEIGHTS}'}"
+    )
     print(reports[0])
     if source.requirements:
         print(f"needs torch and {', '.join(source.requirements)}")

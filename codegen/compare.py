@@ -22,7 +22,7 @@ _HOOKS = {
     "_state_dict_hooks": "state dict hooks",
     "_load_state_dict_pre_hooks": "hooks on loading",
 }
-_OWN = {"training", "_is_full_backward_hook", "call_super_init", "_version"}
+_OWN = {"training", "_is_torch_compile", "_is_full_backward_hook", "call_super_init", "_version"}
 
 
 def unwrapped(model: Any) -> Any:
@@ -187,6 +187,12 @@ def _equal(a: Any, b: Any) -> bool:
         return same(a, b)
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and type(a) is type(b):
+        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, functools.partial) and isinstance(b, functools.partial):
+        return _equal(a.func, b.func) and _equal(a.args, b.args) and _equal(a.keywords, b.keywords)
+    if isinstance(a, type) or inspect.isroutine(a):
+        return a is b or getattr(a, "__code__", a) is getattr(b, "__code__", b)  # a lambda is made anew each time
     return type(a).__qualname__ == type(b).__qualname__
 
 

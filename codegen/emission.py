@@ -87,7 +87,9 @@ def _require_place(target: Path, overwrite: bool) -> None:
         reason = f"{target} holds {', '.join(others[:3])}{', ...' if others[3:] else ''}, not an emitted model alone"
         raise CodegenError([Problem(reason, "name another directory")])
     if not overwrite:
-        raise CodegenError([Problem(f"{target} holds an emitted model already", "overwrite=True (--overwrite) replaces it")])
+        raise CodegenError(
+            [Problem(f"{target} holds an emitted model already", "overwrite=True (--overwrite) replaces it")]
+        )
 
 
 def _replace(part: Path, target: Path) -> None:

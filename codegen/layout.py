@@ -74,13 +74,13 @@ def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -
     configs = [u for u in roots if closure.is_config(u)]
     order = ordered(world, units, [*world.marks.keys(closure.root), *roots], configs)  # type: ignore[list-item]
     order = _constants_first(world, units, order)
-    json, torch = world.modules.outside("json"), world.modules.outside("torch")
+    json, os, torch = (world.modules.outside(name) for name in ("json", "os", "torch"))
     imports = {k for w in units.values() for k in world.marks.keys(w.text) if isinstance(k, Import)}
-    imports |= {k for k in top if isinstance(k, Import)} | {json, torch}
+    imports |= {k for k in top if isinstance(k, Import)} | {json, os, torch}
     names = named(units, order, imports, world.modules, set())
     body = _body(world, units, order, names)
     root, call = world.marks.fill(closure.root, names), world.marks.fill(closure.build, names)
-    footer = [build_text(root, call), load_text(root, tied, names[torch], names[json])]
+    footer = [build_text(root, call), load_text(root, tied, names[torch], names[json], names[os])]
     parts = ["\n\n".join(import_lines(imports, names, world.modules)), *body, *(f"\n\n{text.rstrip(chr(10))}" for text in footer)]
     code = "from __future__ import annotations\n\n" + "\n".join(parts) + "\n"
     known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}

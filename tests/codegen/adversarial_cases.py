@@ -105,7 +105,9 @@ def _of_file(path: Path) -> list[Case]:
         name, *lines = head.strip().split("\n")
         keys = dict((line.partition(":")[0].strip(), line.partition(":")[2].strip()) for line in lines if line.strip())
         files = {file: _HEAD + text.rstrip("\n") + "\n" for file, text in zip(parts[::2], parts[1::2])}
-        files = {file: text if "import torch as T" not in text else text.removeprefix(_HEAD) for file, text in files.items()}
+        files = {
+            file: text if "import torch as T" not in text else text.removeprefix(_HEAD) for file, text in files.items()
+        }
         for file, text in files.items():
             if "\nfrom __future__" in text:  # which must come first
                 future = re.search(r"^from __future__.*\n", text, re.MULTILINE)

@@ -117,7 +117,9 @@ def test_what_comes_out_is_clean(outcomes: dict[str, Outcome], tmp_path: Path):
     excused = {(case.identifier, case.keys["lint"]) for case in CASES if "lint" in case.keys}
     findings = [(Path(one["filename"]), one["code"], one["message"]) for one in json.loads(done.stdout)]
     excused |= {(path.parent.name, code) for path, code, _ in findings if path.name == "source.py"}
-    new = {f"{path.parent.name}: {code} {text}" for path, code, text in findings if (path.parent.name, code) not in excused}
+    new = {
+        f"{path.parent.name}: {code} {text}" for path, code, text in findings if (path.parent.name, code) not in excused
+    }
     assert new == set()
     assert findings  # of the sources: it did run
 
