@@ -22,6 +22,9 @@ from .walk import Scope, Use
 _UNDECIDABLE = ("eval", "exec", "globals", "locals", "vars", "__import__", "compile", "__builtins__")
 
 
+_OPS = ("aten", "prims", "prim", "torch", "quantized", "_c10d_functional", "c10d", "higher_order")
+
+
 class Expressions(Reifier):
     """The walk over expressions."""
 
@@ -89,6 +92,9 @@ class Expressions(Reifier):
         if node.id == "__file__":
             self.problem(node, "__file__ is another file once the model stands alone", "pass the data as an argument")
             return
+        if self.role == "type" and self.absent(node.id):
+            self.refer(node, self.world.modules.outside("typing", "Any"))
+            return
         key = self.resolve(node.id, node)
         if isinstance(key, Builtin):
             if node.id in _UNDECIDABLE:
@@ -110,15 +116,28 @@ class Expressions(Reifier):
         if node.id in scope.known and not self.opaque:
             value, used = scope.known[node.id]
             own = [u for u in used if u[0] == "parameter" and u[2] == node.id]
-            if own and _is_choice(value):
+            if own and _is_choice(value) and self.writable(value):
                 self.log.fixed.add((own[0][1], node.id))
-            if own and self.world.removable((own[0][1], node.id)) and self.substitute(node, value, used):
-                self.log.fixed.add((own[0][1], node.id))
-                return
+            if own and self.world.removable((own[0][1], node.id)):
+                if self.substitute(node, value):
+                    self.log.fixed.add((own[0][1], node.id))
+                    return
+                self.world.staying.add((own[0][1], node.id))
         scope.first.setdefault(node.id, "load")
         scope.loads.add(node.id)
+        if scope.kind == "class":
+            self.log.reads.add(node.id)
+            self.log.loose.add(node.id)
 
-    def substitute(self, node: ast.expr, value: Any, used: Any = ()) -> bool:
+    def writable(self, value: Any) -> bool:
+        """Whether a value has a source form."""
+        try:
+            self.reified(value)
+        except (Unwritable, Unresolved):
+            return False
+        return True
+
+    def substitute(self, node: ast.expr, value: Any) -> bool:
         """Put a value in the place of an expression; False when it has no source form."""
         try:
             text = self.reified(value)
@@ -146,6 +165,16 @@ class Expressions(Reifier):
             if self.role == "value" and (isinstance(live, type) or callable(live)):
                 self.escapes(live)
         self.refer(node, key)
+
+    def absent(self, name: str) -> bool:
+        """Whether a name is there for type checkers only, and nothing in the file could stand for it."""
+        if name in vars(self.module.live):
+            return False
+        try:
+            self.world.modules.resolve(self.module, name)
+        except Unresolved:
+            return True
+        return False
 
     # attributes
 
@@ -175,6 +204,9 @@ class Expressions(Reifier):
         root = chain[-1].value
         if not isinstance(root, ast.Name):
             return False
+        if self.role == "type" and self.scope_of(root.id) is None and self.absent(root.id):
+            self.refer(node, self.world.modules.outside("typing", "Any"))
+            return True
         scope = self.scope_of(root.id)
         if scope is not None and root.id not in scope.imports:
             return False
@@ -219,6 +251,12 @@ class Expressions(Reifier):
 
     def _outside_chain(self, root: ast.Name, chain: list[ast.Attribute], key: Import) -> None:
         """`torch.utils.checkpoint.checkpoint`, where the text imports the submodule by its dotted name."""
+        if key.module == "torch" and len(chain) > 2 and chain[0].attr == "ops" and chain[1].attr not in _OPS:
+            self.problem(
+                chain[1],
+                f"the custom operator torch.ops.{chain[1].attr}.{chain[2].attr} is called by its name, which does not say where it is defined",
+                "call the function that torch.library gave back",
+            )
         live: Any = vars(self.module.live).get(root.id)
         dotted = root.id
         for part in chain:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from .closure import Closure
+from .effects import is_effect
 from .errors import CodegenError, Problem
 from .facts import World
 from .footer import build_text, load_text
@@ -23,7 +24,7 @@ MARKER = "Standalone PyTorch source: needs torch alone."
 def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], first: list[Unit]) -> list[Unit]:
     """Parts before wholes, in the order of their first use. Raises `CodegenError` where definitions need each other."""
     hard = {u: [k for k in world.marks.keys(w.text, hard_only=True) if isinstance(k, Unit) and k != u] for u, w in units.items()}
-    every = {u: [k for k in world.marks.keys(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
+    every = {u: [k for k in world.marks.ordered(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
     done: list[Unit] = []
     stack: list[Unit] = []
 
@@ -52,8 +53,15 @@ def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], firs
         stack.pop()
         done.append(unit)
 
-    for unit in [*first, *roots, *units]:
+    for unit in [*first, *roots, *(u for u in units if not is_effect(u))]:
         put(unit)
+    for unit in [u for u in units if is_effect(u)]:  # as soon as all is there that it needs
+        for needed in every[unit]:
+            put(needed)
+        at = max((done.index(k) for k in every[unit]), default=-1)
+        while at + 1 < len(done) and is_effect(done[at + 1]):
+            at += 1
+        done.insert(at + 1, unit)
     return done
 
 
@@ -66,13 +74,13 @@ def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -
     configs = [u for u in roots if closure.is_config(u)]
     order = ordered(world, units, [*world.marks.keys(closure.root), *roots], configs)  # type: ignore[list-item]
     order = _constants_first(world, units, order)
-    json, torch = world.modules.outside("json"), world.modules.outside("torch")
+    json, os, torch = (world.modules.outside(name) for name in ("json", "os", "torch"))
     imports = {k for w in units.values() for k in world.marks.keys(w.text) if isinstance(k, Import)}
-    imports |= {k for k in top if isinstance(k, Import)} | {json, torch}
+    imports |= {k for k in top if isinstance(k, Import)} | {json, os, torch}
     names = named(units, order, imports, world.modules, set())
     body = _body(world, units, order, names)
     root, call = world.marks.fill(closure.root, names), world.marks.fill(closure.build, names)
-    footer = [build_text(root, call), load_text(root, tied, names[torch], names[json])]
+    footer = [build_text(root, call), load_text(root, tied, names[torch], names[json], names[os])]
     parts = ["\n\n".join(import_lines(imports, names, world.modules)), *body, *(f"\n\n{text.rstrip(chr(10))}" for text in footer)]
     code = "from __future__ import annotations\n\n" + "\n".join(parts) + "\n"
     known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}

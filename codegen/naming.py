@@ -7,6 +7,7 @@ import builtins
 import keyword
 from collections.abc import Iterable, Mapping
 
+from .effects import is_effect
 from .keys import Import, Key, Unit
 from .resolve import Modules
 from .units import Written
@@ -33,8 +34,8 @@ def named(
                 taken.add(name)
                 return
 
-    classes = [u for u in order if isinstance(units[u].node, ast.ClassDef)]
-    rest = [u for u in order if u not in set(classes)]
+    classes = [u for u in order if isinstance(units[u].node, ast.ClassDef) and not is_effect(u)]
+    rest = [u for u in order if u not in set(classes) and not is_effect(u)]
     for unit in classes:
         give(unit, unit.name, _with_module(unit, classes=True))
     for key in sorted(imports):

@@ -46,8 +46,15 @@ class Reifier(Evaluator):
             return repr(value) if finite else f'float("{value}")'
         if type(value) in (tuple, list, set, frozenset, dict):
             return self._container(value)
-        if isinstance(value, (torch.dtype, torch.device, torch.Size)):
+        if type(value) is torch.Generator:
+            raise Unwritable("a random generator has no source form", "let the constructor make it from a seed")
+        if isinstance(value, (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)):
             return self._torch(value)
+        if isinstance(value, torch.Tensor):
+            raise Unwritable("a tensor has no source form", "let the constructor make it from numbers")
+        if isinstance(value, (range, slice)):
+            parts = ("start", "stop", "step")
+            return f"{type(value).__name__}({', '.join(self.reified(getattr(value, p)) for p in parts)})"
         if type(value) is functools.partial:
             parts = [self.reified(value.func), *map(self.reified, value.args)]
             parts += [f"{name}={self.reified(v)}" for name, v in value.keywords.items()]
@@ -79,7 +86,7 @@ class Reifier(Evaluator):
 
     def _torch(self, value: Any) -> str:
         name = self.mark(self.world.modules.outside("torch"))
-        if isinstance(value, torch.dtype):
+        if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
             return f"{name}.{str(value).removeprefix('torch.')}"
         if isinstance(value, torch.device):
             return f'{name}.device("{value}")'

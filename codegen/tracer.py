@@ -46,7 +46,7 @@ def trace(
     problems += _outsiders(model, modules)
     if problems:
         raise CodegenError(problems)
-    record = watch(build or _rebuild(model), modules.traced)
+    record = watch(build or rebuilder(model), modules.traced)
     if problems := list(compare.differences(model, record.model)):
         raise CodegenError(problems)
     if record.root() is None and type(model).__init__ is not nn.Module.__init__:
@@ -99,8 +99,8 @@ def _outsiders(model: nn.Module, modules: Modules) -> Iterable[Problem]:
             yield Problem(f"{path or 'the model'} is a {cls.__module__}.{cls.__qualname__}: {error}", error.hint)
 
 
-def _rebuild(model: nn.Module) -> Callable[[], nn.Module]:
-    """A builder from the arguments that the instance still tells."""
+def rebuilder(model: nn.Module) -> Callable[[], nn.Module]:
+    """A builder from the arguments that the instance still tells. Raises CodegenError when it does not tell them."""
     try:
         arguments = recover.recover(model)
     except recover.NotRecovered as error:
