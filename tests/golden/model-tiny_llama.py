@@ -3,8 +3,6 @@
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
 
-    forgather_dsl.models.attention:134  qk_norm is None  ->  True
-    forgather_dsl.models.attention:135  qk_norm is None  ->  True
     forgather_dsl.models.attention:143  self.q_norm is not None and self.k_norm is not None  ->  False
     forgather_dsl.models.init:41  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
     forgather_dsl.models.llama:105  tie_embeddings  ->  False
@@ -17,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -83,7 +82,7 @@ class Context:
         if self.documents.shape[1] != self.offset + self.length:
             raise ValueError(
                 f"documents name {self.documents.shape[1]} tokens, but {self.offset} are in the cache and {self.length} "
-                "are new: with a cache, name them all",
+                "are new: with a cache, name them all"
             )
         documents = self.documents[:, -num_keys:]
         same = documents[:, num_keys - self.length :, None] == documents[:, None, :]
@@ -144,31 +143,6 @@ class KVCache:
             store[layer_index] = grown
 
 
-class Block(nn.Module):
-    """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`, with dropout on both branches."""
-
-    def __init__(
-        self,
-        self_attn: nn.Module,
-        mlp: nn.Module,
-        input_layernorm: nn.Module,
-        post_attention_layernorm: nn.Module,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.self_attn = self_attn
-        self.mlp = mlp
-        self.input_layernorm = input_layernorm
-        self.post_attention_layernorm = post_attention_layernorm
-        self.dropout = dropout
-
-    def forward(self, x: torch.Tensor, context: Context, cache: KVCache | None) -> torch.Tensor:
-        """`x [batch, seq, dim]` to `[batch, seq, dim]`; dropout draws from the global generator."""
-        # no names for what the branches return: a name would keep it alive through the other branch
-        x = x + F.dropout(self.self_attn(self.input_layernorm(x), context, cache), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
-
-
 def rotate(x: torch.Tensor, tables: Tables) -> torch.Tensor:
     """Rotate `x [batch, seq, heads, head_dim]` by its positions, in fp32 whatever the dtype of x."""
     cos, sin = tables
@@ -201,6 +175,7 @@ class GroupedQueryAttention(nn.Module):
         dim: int,
         num_heads: int,
         num_kv_heads: int,
+        head_dim: int,
         layer_index: int,  # counted over the whole model
         bias: bool,  # of the query, key and value projections
         output_bias: bool,
@@ -209,15 +184,13 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
-        self.head_dim = 32
+        self.head_dim = head_dim
         self.layer_index = layer_index
         self.dropout = dropout
-        self.q_proj = nn.Linear(dim, num_heads * 32, bias=bias)
-        self.k_proj = nn.Linear(dim, num_kv_heads * 32, bias=bias)
-        self.v_proj = nn.Linear(dim, num_kv_heads * 32, bias=bias)
-        self.o_proj = nn.Linear(num_heads * 32, dim, bias=output_bias)
-        self.q_norm = None
-        self.k_norm = None
+        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=output_bias)
 
     def forward(self, x: torch.Tensor, context: Context, cache: KVCache | None) -> torch.Tensor:
         """`x [B, S, dim]` to `[B, S, dim]`; with a cache, its tokens are keys too, and it grows by S."""
@@ -281,6 +254,31 @@ class RMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
         return f"{self.dim}, eps={self.eps}"
+
+
+class Block(nn.Module):
+    """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`, with dropout on both branches."""
+
+    def __init__(
+        self,
+        self_attn: nn.Module,
+        mlp: nn.Module,
+        input_layernorm: nn.Module,
+        post_attention_layernorm: nn.Module,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = input_layernorm
+        self.post_attention_layernorm = post_attention_layernorm
+        self.dropout = dropout
+
+    def forward(self, x: torch.Tensor, context: Context, cache: KVCache | None) -> torch.Tensor:
+        """`x [batch, seq, dim]` to `[batch, seq, dim]`; dropout draws from the global generator."""
+        # no names for what the branches return: a name would keep it alive through the other branch
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), context, cache), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
 
 class Decoder(nn.Module):
@@ -347,6 +345,7 @@ class Llama(nn.Module):
                     dim=dim,
                     num_heads=num_heads,
                     num_kv_heads=num_kv_heads,
+                    head_dim=head_dim,
                     layer_index=i,
                     bias=False,
                     output_bias=False,
@@ -468,18 +467,15 @@ def build_model() -> Llama:
 
 
 def load_model(path: str = "model.safetensors", device: str = "cpu") -> Llama:
-    """The model with the weights of a safetensors file, in eval mode.
+    """The model with the weights of a safetensors file, or of an index (.json) of several, in eval mode.
 
-    Raises `ValueError` when the file is cut short, and `RuntimeError` when its names or shapes are not the model's.
+    Raises `ValueError` for a damaged file, and `RuntimeError` when its names or shapes are not the model's.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        size = file.seek(0, 2)
-    header.pop("__metadata__", None)
-    if size < 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0):
-        raise ValueError(f"{path} is cut short at {size} bytes")
-    data = torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
+    paths = [path]
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8") as index:
+            shards = sorted(set(json.load(index)["weight_map"].values()))
+        paths = [os.path.join(os.path.dirname(path), shard) for shard in shards]
     dtypes = {
         "F64": torch.float64,
         "F32": torch.float32,
@@ -495,10 +491,19 @@ def load_model(path: str = "model.safetensors", device: str = "cpu") -> Llama:
         "BOOL": torch.bool,
     }
     state = {}
-    for name, entry in header.items():
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        dtype = dtypes[entry["dtype"]]
-        state[name] = data[start:end].clone().view(dtype).reshape(entry["shape"])
+    for part in paths:
+        size = os.path.getsize(part)
+        with open(part, "rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8)) if 8 < start <= size else {}
+        header.pop("__metadata__", None)
+        if not 8 < start <= size or any(start + entry["data_offsets"][1] > size for entry in header.values()):
+            raise ValueError(f"{part} is cut short, or no safetensors file: {size} bytes")
+        data = torch.from_file(part, shared=False, size=size, dtype=torch.uint8)  # read when it is copied
+        for name, entry in header.items():
+            first, last = (start + offset for offset in entry["data_offsets"])
+            values = data[first:last] if first % 8 == 0 else data[first:last].clone()  # a view has to be aligned
+            state[name] = values.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
     model = build_model()
     model.load_state_dict(state, strict=True)
     return model.to(device).eval()
