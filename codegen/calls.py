@@ -64,7 +64,9 @@ class Calls(Expressions):
         if not isinstance(value, str):
             if not (name in ("getattr", "hasattr") and self.opaque):
                 self.problem(
-                    node, f"{name} with a computed name makes the needed names undecidable", "use a dict, or write the attribute"
+                    node,
+                    f"{name} with a computed name makes the needed names undecidable",
+                    "use a dict, or write the attribute",
                 )
             return False
         self.log.reads.add(value)
@@ -72,7 +74,12 @@ class Calls(Expressions):
         self.log.loose.add(value)
         if name == "setattr":
             self.log.written.add(value)
-        if name == "getattr" and len(node.args) == 2 and not isinstance(argument, ast.Constant) and value.isidentifier():
+        if (
+            name == "getattr"
+            and len(node.args) == 2
+            and not isinstance(argument, ast.Constant)
+            and value.isidentifier()
+        ):
             base = self.text_of(node.args[0])
             self.decided(argument, repr(value), used)
             self.replace(node, f"{base if edits.is_atom(base) else f'({base})'}.{value}")
@@ -144,7 +151,11 @@ class Calls(Expressions):
     # arguments
 
     def _arguments(self, node: ast.Call, function: Any, skip: int) -> None:
-        key, found = (None, []) if function is None or isinstance(function, functools.partial) else self._signature(function, skip)
+        key, found = (
+            (None, [])
+            if function is None or isinstance(function, functools.partial)
+            else self._signature(function, skip)
+        )
         items: list[ast.expr | ast.keyword] = sorted(
             [*node.args, *node.keywords], key=lambda a: (a.lineno, a.col_offset)
         )

@@ -56,7 +56,9 @@ class Closure:
                 self.world.hold(self.world.before, self.world.log)
             self.world.before, self.world.log = self.world.log, Log()
         else:
-            raise CodegenError([Problem("this is a bug in codegen: specialisation does not settle", "report it, or try opaque=")])
+            raise CodegenError(
+                [Problem("this is a bug in codegen: specialisation does not settle", "report it, or try opaque=")]
+            )
         problems = [self._placed(unit, problem) for unit, problem in self.world.log.problems]
         if problems:
             raise CodegenError(list(dict.fromkeys(problems)))
@@ -75,7 +77,9 @@ class Closure:
             self.also_texts = []
             texts.append(self._also_text(walker, function))
         self.also_texts = texts[1:]
-        todo: list[tuple[Unit, Unit | None]] = [(k, None) for t in texts for k in world.marks.keys(t) if isinstance(k, Unit)]
+        todo: list[tuple[Unit, Unit | None]] = [
+            (k, None) for t in texts for k in world.marks.keys(t) if isinstance(k, Unit)
+        ]
         while todo or (todo := self._effects()):
             unit, parent = todo.pop(0)
             if unit in self.units:
@@ -120,7 +124,8 @@ class Closure:
         """An error of codegen's own, shown with its place."""
         place = f"{unit.module}.{unit.name}" if unit else "the root"
         problem = Problem(
-            f"this is a bug in codegen: {type(error).__name__} at {place}: {error}", "report it, or copy the unit whole with opaque="
+            f"this is a bug in codegen: {type(error).__name__} at {place}: {error}",
+            "report it, or copy the unit whole with opaque=",
         )
         raise CodegenError([problem]) from error
 
@@ -239,11 +244,17 @@ def process_flags(module: Module) -> list[Problem]:
     found: list[Problem] = []
     for node in module.tree.body:
         text = ast.unparse(node)
-        sets = isinstance(node, ast.Assign) and text.startswith(("torch.backends.", "torch._dynamo.config.", "torch._inductor.config."))
+        sets = isinstance(node, ast.Assign) and text.startswith(
+            ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
+        )
         calls = isinstance(node, ast.Expr) and text.startswith(_FLAGS)
         if sets or calls:
-            reason = "this sets something for the whole process when the module is imported, which the file would not do"
-            found.append(Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno)))
+            reason = (
+                "this sets something for the whole process when the module is imported, which the file would not do"
+            )
+            found.append(
+                Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno))
+            )
     return found
 
 

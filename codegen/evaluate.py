@@ -218,7 +218,9 @@ class Evaluator(Frame):
                     raise Unknown
                 holds = (left is right) == isinstance(op, ast.Is)
             else:
-                if not (isinstance(left, _PLAIN) or callable(left)) or not (isinstance(right, _PLAIN) or callable(right)):
+                if not (isinstance(left, _PLAIN) or callable(left)) or not (
+                    isinstance(right, _PLAIN) or callable(right)
+                ):
                     raise Unknown
                 if OBJECT in (left, right) or _sizes(left, right, node.left, comparator):
                     raise Unknown

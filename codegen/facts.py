@@ -115,4 +115,10 @@ class World:
         """Whether a parameter leaves the signature and every call."""
         gone = parameter in self.before.fixed or parameter in self.before.dead
         key = parameter[0]
-        return gone and parameter not in self.staying and key not in self.before.pinned and key not in self.before.escaped and key not in self.stuck
+        return (
+            gone
+            and parameter not in self.staying
+            and key not in self.before.pinned
+            and key not in self.before.escaped
+            and key not in self.stuck
+        )

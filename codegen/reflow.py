@@ -58,7 +58,9 @@ def _laid_out(part: list[str]) -> list[str]:
     if any(line.rstrip().endswith("\\") for line in part):
         return part
     if len(part) > 1:
-        if any(line.rstrip().endswith(",") and part[i + 1].lstrip()[:1] in tuple(")]}") for i, line in enumerate(part[:-1])):
+        if any(
+            line.rstrip().endswith(",") and part[i + 1].lstrip()[:1] in tuple(")]}") for i, line in enumerate(part[:-1])
+        ):
             return [new for line in part for new in _opened_line(line)]
         joined = _joined(part)
         if len(indent + joined) <= WIDTH:
@@ -84,7 +86,12 @@ def _opened_line(line: str) -> list[str]:
 def _joined(part: list[str]) -> str:
     text = ""
     for line in (p.strip() for p in part):
-        tight = not text or text[-1] in "([{" or line[:1] in tuple(")]}") or (line.startswith(".") and not line.startswith("..."))
+        tight = (
+            not text
+            or text[-1] in "([{"
+            or line[:1] in tuple(")]}")
+            or (line.startswith(".") and not line.startswith("..."))
+        )
         text += line if tight else f" {line}"
     return re.sub(r"^(return|[\w., :\[\]]+ =) \((.*)\)$", _unwrapped, text)
 
