@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 from typing import Any
 
 from . import edits
@@ -63,7 +64,9 @@ class Calls(Expressions):
         if not isinstance(value, str):
             if not (name in ("getattr", "hasattr") and self.opaque):
                 self.problem(
-                    node, f"{name} with a computed name makes the needed names undecidable", "use a dict, or write the attribute"
+                    node,
+                    f"{name} with a computed name makes the needed names undecidable",
+                    "use a dict, or write the attribute",
                 )
             return False
         self.log.reads.add(value)
@@ -71,7 +74,12 @@ class Calls(Expressions):
         self.log.loose.add(value)
         if name == "setattr":
             self.log.written.add(value)
-        if name == "getattr" and len(node.args) == 2 and not isinstance(argument, ast.Constant) and value.isidentifier():
+        if (
+            name == "getattr"
+            and len(node.args) == 2
+            and not isinstance(argument, ast.Constant)
+            and value.isidentifier()
+        ):
             base = self.text_of(node.args[0])
             self.decided(argument, repr(value), used)
             self.replace(node, f"{base if edits.is_atom(base) else f'({base})'}.{value}")
@@ -143,7 +151,11 @@ class Calls(Expressions):
     # arguments
 
     def _arguments(self, node: ast.Call, function: Any, skip: int) -> None:
-        key, found = (None, []) if function is None or isinstance(function, functools.partial) else self._signature(function, skip)
+        key, found = (
+            (None, [])
+            if function is None or isinstance(function, functools.partial)
+            else self._signature(function, skip)
+        )
         items: list[ast.expr | ast.keyword] = sorted(
             [*node.args, *node.keywords], key=lambda a: (a.lineno, a.col_offset)
         )
@@ -151,6 +163,8 @@ class Calls(Expressions):
         if key is not None:
             gone = self._leaving(node, key, found, items)
         for i, item in enumerate(items):
+            if key is None:
+                self._handed_on(item.value if isinstance(item, (ast.keyword, ast.Starred)) else item)
             if i not in gone:
                 outer, self.role = self.role, "value"
                 self.expr(item.value if isinstance(item, ast.keyword) else item)
@@ -160,6 +174,15 @@ class Calls(Expressions):
             floor = self._opening(node) + 1
             ranges = [edits.whole_range(self.text, item, floor) for item in items]
             self.edits += edits.without(self.text, ranges, gone, end)
+
+    def _handed_on(self, node: ast.expr) -> None:
+        """A config that other code gets keeps all its fields."""
+        try:
+            value, _ = self.known(node)
+        except Unknown:
+            return
+        if type(value) in self.world.configs:
+            self.log.whole.add(type(value))
 
     def _opening(self, node: ast.Call) -> int:
         """The offset of a call's own opening parenthesis."""
@@ -199,6 +222,9 @@ class Calls(Expressions):
     def _fixes(self, value: ast.expr, fixed: bool) -> None:
         """What a fixed argument was computed from is fixed as well."""
         if not fixed:
+            return
+        if isinstance(value, ast.IfExp) and (found := self.decide(value.test)) is not None:
+            self._fixes(value.body if found[0] else value.orelse, fixed)
             return
         for part in ast.walk(value):
             if isinstance(part, (ast.Name, ast.Attribute)) and isinstance(part.ctx, ast.Load):
@@ -242,7 +268,8 @@ class Calls(Expressions):
         for name, default in defaults.items():
             if name in used and name not in texts:
                 texts[name] = self.elsewhere(module, default)
-        self.replace(node, self.elsewhere(module, body, texts))
+        text = self.elsewhere(module, body, texts)
+        self.replace(node, _one_line(text) if "#" not in text else text)
         return True
 
     def _forwarding(self, function: Any) -> tuple[Module, ast.FunctionDef, ast.Call] | None:
@@ -298,6 +325,12 @@ def _is_forward(call: ast.Call, names: set[str]) -> bool:
     if not isinstance(callee, ast.Name) or callee.id in names:
         return False
     return all(_is_simple(v) for v in values) and not isinstance(callee, FUNCTIONS)
+
+
+def _one_line(text: str) -> str:
+    """A call on one line, to be broken where it lands."""
+    text = re.sub(r"\s*\n\s*", " ", text)
+    return re.sub(r"([(\[{]) | ?,? (?=[)\]}])", lambda m: m[1] or "", text)
 
 
 def _is_simple(node: ast.expr) -> bool:

@@ -126,44 +126,51 @@ class Definitions(Branches):
         gone = {p.arg for p in listed if function.construction and self.world.removable((function.key, p.arg))}
         if not gone:
             return gone
+        ranges, leaving = self._parameter_ranges(node, gone)
+        self.edits = [e for e in self.edits if not any(ranges[i][0] <= e[0] < ranges[i][1] for i in leaving)]
+        self.edits += edits.without(self.text, ranges, leaving, self._closing(node))
+        return gone
+
+    def _parameter_ranges(
+        self, node: ast.FunctionDef | ast.AsyncFunctionDef, gone: set[str]
+    ) -> tuple[list[tuple[int, int]], set[int]]:
+        """(ranges of the parameters with `/` and `*`, which of them leave)."""
+        a = node.args
         defaults: dict[str, ast.expr] = dict(zip([p.arg for p in [*a.posonlyargs, *a.args]][::-1], a.defaults[::-1]))
         defaults |= {p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d}
-        items = [p for p in parameters(node) if p not in (a.vararg, a.kwarg)]
-        items = [*a.posonlyargs, *a.args, *a.kwonlyargs]
-        close = self._closing(node)
         ranges: list[tuple[int, int]] = []
         leaving: set[int] = set()
-        for i, parameter in enumerate(items):
-            default = defaults.get(parameter.arg)
-            if i == len(a.posonlyargs) + len(a.args) and not a.vararg:  # the bare star before the first keyword-only one
-                at = self._star(ranges[-1][1] if ranges else self._opening_of(node) + 1, self.text.start(parameter))
-                ranges.append((at, at + 1))
-                if all(p.arg in gone for p in a.kwonlyargs):
-                    leaving.add(len(ranges) - 1)
+
+        def add(start: int, end: int, leaves: bool) -> None:
+            if leaves:
+                leaving.add(len(ranges))
+            ranges.append((start, end))
+
+        def marker(sign: bytes, leaves: bool) -> None:
+            data = bytes(self.text.data)
+            at = data.index(sign, ranges[-1][1] if ranges else self._opening_of(node) + 1)
+            add(at, at + 1, leaves)
+
+        for parameter in parameters(node):
+            if parameter in a.kwonlyargs[:1] and not a.vararg:
+                marker(b"*", all(p.arg in gone for p in a.kwonlyargs))
+            stars = 1 if parameter is a.vararg else 2 if parameter is a.kwarg else 0
             end = self.text.end(parameter)
-            if default is not None:
-                end = edits.whole_range(self.text, default, self.text.end(parameter))[1]
-            ranges.append((self.text.start(parameter), end))
-            if parameter.arg in gone:
-                leaving.add(len(ranges) - 1)
-        if a.vararg or a.posonlyargs:  # rare: leave these signatures alone
-            self.log.pinned.add(function.key)
-            return set()
-        if a.kwarg:
-            at = self.text.start(a.kwarg)
-            ranges.append((at - 2, self.text.end(a.kwarg)))
-        self.edits = [e for e in self.edits if not any(ranges[i][0] <= e[0] < ranges[i][1] for i in leaving)]
-        self.edits += edits.without(self.text, ranges, leaving, close)
-        return gone
+            if parameter.arg in defaults:
+                end = edits.whole_range(self.text, defaults[parameter.arg], end)[1]
+            start = self.text.start(parameter)
+            if stars:
+                start = bytes(self.text.data[:start]).rindex(b"*") - stars + 1
+            add(start, end, parameter.arg in gone)
+            if parameter in a.posonlyargs[-1:]:
+                marker(b"/", all(p.arg in gone for p in a.posonlyargs))
+        return ranges, leaving
 
     def _opening_of(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         at = self.text.start(node)
         while self.text.data[at : at + 1] != b"(":
             at += 1
         return at
-
-    def _star(self, start: int, end: int) -> int:
-        return start + bytes(self.text.data[start:end]).index(b"*")
 
     def _closing(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         """The offset of the parenthesis that closes a signature."""
@@ -175,7 +182,11 @@ class Definitions(Branches):
     def keeps(self, owner: type, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
         """Whether a method stays: it is read, it overrides what the file does not hold, or it toggles what is read."""
         name = node.name
-        if (name.startswith("__") and name.endswith("__")) or name in self.world.options.keep or name in self.before.reads:
+        if (
+            (name.startswith("__") and name.endswith("__"))
+            or name in self.world.options.keep
+            or name in self.before.reads
+        ):
             return True
         if any(hasattr(base, name) for base in owner.__mro__ if not self.world.modules.traced(base.__module__)):
             return True
@@ -185,6 +196,22 @@ class Definitions(Branches):
             return False
         stored = self.world.writers.get((f"{owner.__module__}.{owner.__qualname__}", name), set())
         return bool(stored & self.before.reads)
+
+    def unread(self, name: str) -> bool:
+        """Whether nothing that is retained reads a constant of the class that is being walked."""
+        cls = self.owner
+        if cls is None or type(cls) is not type or name in self.before.reads or name in self.world.dynamic_names:
+            return False
+        special = hasattr(cls, "__annotations__") and any(
+            hasattr(cls, a) for a in ("__dataclass_fields__", "__attrs_attrs__", "_fields")
+        )
+        outside = any(hasattr(base, name) for base in cls.__mro__ if not self.world.modules.traced(base.__module__))
+        return (
+            not special
+            and not outside
+            and not (name.startswith("__") and name.endswith("__"))
+            and self.world.settled > 2
+        )
 
     def statement_classdef(self, node: ast.ClassDef) -> tuple[bool, bool]:
         outer_owner, outer_opaque = self.owner, self.opaque
@@ -216,14 +243,14 @@ class Definitions(Branches):
         return found if isinstance(found, type) else None
 
     def _bases(self, node: ast.ClassDef, cls: type | None) -> None:
-        for base in node.bases:
+        gone: set[int] = set()
+        for i, base in enumerate(node.bases):
             value = self.callee(base)
             if isinstance(value, type) and cls is not None and not self.opaque and self.emptied(value):
                 while self.emptied(value):
                     value = value.__bases__[0]
-                if value is object and len(node.bases) == 1:
-                    at = bytes(self.text.data[: self.text.start(base)]).rindex(b"(")
-                    self.edits.append((at, self.text.data.index(b")", self.text.end(base)) + 1, ""))
+                if value is object or any(issubclass(b, value) for b in cls.__bases__ if not self.emptied(b)):
+                    gone.add(i)
                     continue
                 try:
                     self.replace(base, self.reified(value))
@@ -231,6 +258,12 @@ class Definitions(Branches):
                 except (Unwritable, Unresolved):
                     pass
             self.in_role("type", base)
+        if gone and len(gone) == len(node.bases) and not node.keywords:
+            at = bytes(self.text.data[: self.text.start(node.bases[0])]).rindex(b"(")
+            self.edits.append((at, self.text.data.index(b")", self.text.end(node.bases[-1])) + 1, ""))
+        elif gone:
+            items = [(self.text.start(b), self.text.end(b)) for b in [*node.bases, *(k.value for k in node.keywords)]]
+            self.edits += edits.without(self.text, items, gone, items[-1][1])
 
     def emptied(self, cls: type) -> bool:
         """Whether nothing of a base class would be left, so that its own base can stand for it."""
@@ -271,7 +304,11 @@ class Definitions(Branches):
         live = vars(self.module.live).get(node.name)
         if isinstance(live, type) and isinstance(node, ast.ClassDef):
             extra = set(vars(live)) - _class_names(node) - _IMPLICIT
-            return (live.__module__, live.__qualname__) == (self.module.name, node.name) and not extra and not _foreign(live)
+            return (
+                (live.__module__, live.__qualname__) == (self.module.name, node.name)
+                and not extra
+                and not _foreign(live)
+            )
         if not inspect.isfunction(live) or hasattr(live, "__wrapped__"):
             return False
         return code_key(live) == CodeKey(self.module.name, self.text.first_line(node), node.name)

@@ -22,6 +22,9 @@ from .walk import Scope, Use
 _UNDECIDABLE = ("eval", "exec", "globals", "locals", "vars", "__import__", "compile", "__builtins__")
 
 
+_OPS = ("aten", "prims", "prim", "torch", "quantized", "_c10d_functional", "c10d", "higher_order")
+
+
 class Expressions(Reifier):
     """The walk over expressions."""
 
@@ -89,12 +92,19 @@ class Expressions(Reifier):
         if node.id == "__file__":
             self.problem(node, "__file__ is another file once the model stands alone", "pass the data as an argument")
             return
+        if self.role == "type" and self.absent(node.id):
+            self.refer(node, self.world.modules.outside("typing", "Any"))
+            return
         key = self.resolve(node.id, node)
         if isinstance(key, Builtin):
             if node.id in _UNDECIDABLE:
-                self.problem(node, f"{node.id} makes the needed names undecidable", "use a dict of the names that may be meant")
+                self.problem(
+                    node, f"{node.id} makes the needed names undecidable", "use a dict of the names that may be meant"
+                )
         elif isinstance(key, Package):
-            self.problem(node, f"the module {key.module!r} is used as a value", "write module.name where the name is needed")
+            self.problem(
+                node, f"the module {key.module!r} is used as a value", "write module.name where the name is needed"
+            )
         elif key is not None:
             self.reference(node, key)
 
@@ -110,15 +120,28 @@ class Expressions(Reifier):
         if node.id in scope.known and not self.opaque:
             value, used = scope.known[node.id]
             own = [u for u in used if u[0] == "parameter" and u[2] == node.id]
-            if own and _is_choice(value):
+            if own and _is_choice(value) and self.writable(value):
                 self.log.fixed.add((own[0][1], node.id))
-            if own and self.world.removable((own[0][1], node.id)) and self.substitute(node, value, used):
-                self.log.fixed.add((own[0][1], node.id))
-                return
+            if own and self.world.removable((own[0][1], node.id)):
+                if self.substitute(node, value):
+                    self.log.fixed.add((own[0][1], node.id))
+                    return
+                self.world.staying.add((own[0][1], node.id))
         scope.first.setdefault(node.id, "load")
         scope.loads.add(node.id)
+        if scope.kind == "class":
+            self.log.reads.add(node.id)
+            self.log.loose.add(node.id)
 
-    def substitute(self, node: ast.expr, value: Any, used: Any = ()) -> bool:
+    def writable(self, value: Any) -> bool:
+        """Whether a value has a source form."""
+        try:
+            self.reified(value)
+        except (Unwritable, Unresolved):
+            return False
+        return True
+
+    def substitute(self, node: ast.expr, value: Any) -> bool:
         """Put a value in the place of an expression; False when it has no source form."""
         try:
             text = self.reified(value)
@@ -137,7 +160,9 @@ class Expressions(Reifier):
         """Whether an operator, an attribute or a subscript could take hold of the text put in place of `node`."""
         after = bytes(self.text.data[self.text.end(node) : self.text.end(node) + 4]).lstrip()
         before = bytes(self.text.data[max(0, self.text.start(node) - 4) : self.text.start(node)]).rstrip()
-        return after[:1] in b".[*" and bool(after) or before[-1:] in (b"*", b"-", b"+", b"/", b"%", b"@") and bool(before)
+        return (
+            after[:1] in b".[*" and bool(after) or before[-1:] in (b"*", b"-", b"+", b"/", b"%", b"@") and bool(before)
+        )
 
     def reference(self, node: ast.expr, key: Key) -> None:
         """An expression that names a definition or an import."""
@@ -146,6 +171,16 @@ class Expressions(Reifier):
             if self.role == "value" and (isinstance(live, type) or callable(live)):
                 self.escapes(live)
         self.refer(node, key)
+
+    def absent(self, name: str) -> bool:
+        """Whether a name is there for type checkers only, and nothing in the file could stand for it."""
+        if name in vars(self.module.live):
+            return False
+        try:
+            self.world.modules.resolve(self.module, name)
+        except Unresolved:
+            return True
+        return False
 
     # attributes
 
@@ -175,6 +210,9 @@ class Expressions(Reifier):
         root = chain[-1].value
         if not isinstance(root, ast.Name):
             return False
+        if self.role == "type" and self.scope_of(root.id) is None and self.absent(root.id):
+            self.refer(node, self.world.modules.outside("typing", "Any"))
+            return True
         scope = self.scope_of(root.id)
         if scope is not None and root.id not in scope.imports:
             return False
@@ -199,7 +237,9 @@ class Expressions(Reifier):
             self._behind(part, live)
             return True
         if self.world.modules.traced(live.__name__):
-            self.problem(node, f"the module {live.__name__!r} is used as a value", "write module.name where the name is needed")
+            self.problem(
+                node, f"the module {live.__name__!r} is used as a value", "write module.name where the name is needed"
+            )
         else:
             self.refer(node, self.world.modules.outside(live.__name__))
         return True
@@ -219,12 +259,22 @@ class Expressions(Reifier):
 
     def _outside_chain(self, root: ast.Name, chain: list[ast.Attribute], key: Import) -> None:
         """`torch.utils.checkpoint.checkpoint`, where the text imports the submodule by its dotted name."""
+        if key.module == "torch" and len(chain) > 2 and chain[0].attr == "ops" and chain[1].attr not in _OPS:
+            self.problem(
+                chain[1],
+                f"the custom operator torch.ops.{chain[1].attr}.{chain[2].attr} is called by its name, which does not say where it is defined",
+                "call the function that torch.library gave back",
+            )
         live: Any = vars(self.module.live).get(root.id)
         dotted = root.id
         for part in chain:
             live = getattr(live, part.attr, None)
             dotted += f".{part.attr}"
-            named = [a.name for s, a in self.module.bindings.get(root.id, []) if isinstance(s, ast.Import) and a and not a.asname]
+            named = [
+                a.name
+                for s, a in self.module.bindings.get(root.id, [])
+                if isinstance(s, ast.Import) and a and not a.asname
+            ]
             if isinstance(live, ModuleType) and dotted in named and dotted == live.__name__:
                 self.refer(part, self.world.modules.outside(live.__name__, spelling=f"import {live.__name__}"))
                 return
@@ -246,7 +296,11 @@ class Expressions(Reifier):
             self.log.fields.add((type(base), node.attr))
             return False
         fixed = (type(base), node.attr) in self.before.fixed_fields and len(self.world.configs[type(base)]) == 1
-        if _is_choice(value) or isinstance(value, enum.Enum) or (fixed and isinstance(value, (str, int, float, type(None)))):
+        if (
+            _is_choice(value)
+            or isinstance(value, enum.Enum)
+            or (fixed and isinstance(value, (str, int, float, type(None))))
+        ):
             if self.substitute(node, value):
                 if _is_choice(value) or isinstance(value, enum.Enum):
                     self.decided(node, _shown(value), used)
@@ -363,7 +417,9 @@ class Expressions(Reifier):
     def expr_joinedstr(self, node: ast.JoinedStr) -> None:
         """Before Python 3.12 places inside f-strings are not to be relied on: then the string is written anew."""
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-        exact = all(self.text.source(n) == n.id for n in names) and not any(isinstance(n, COMPREHENSIONS) for n in ast.walk(node))
+        exact = all(self.text.source(n) == n.id for n in names) and not any(
+            isinstance(n, COMPREHENSIONS) for n in ast.walk(node)
+        )
         if exact or sys.version_info >= (3, 12):
             changes = len(self.edits)
             self.children(node)
@@ -374,12 +430,19 @@ class Expressions(Reifier):
         self._formatted_anew(node)
 
     def _formatted_anew(self, node: ast.JoinedStr) -> None:
-        keys = {n.id: self.resolve(n.id, n) for n in ast.walk(node) if isinstance(n, ast.Name) and self.scope_of(n.id) is None}
+        keys = {
+            n.id: self.resolve(n.id, n)
+            for n in ast.walk(node)
+            if isinstance(n, ast.Name) and self.scope_of(n.id) is None
+        }
         for n in ast.walk(node):
             if isinstance(n, ast.Name) and (scope := self.scope_of(n.id)) is not None:
                 scope.first.setdefault(n.id, "load")
                 scope.loads.add(n.id)
-                if n.id in scope.texts or any(u[0] == "parameter" and self.world.removable((u[1], u[2])) for u in scope.known.get(n.id, (0, ()))[1]):
+                if n.id in scope.texts or any(
+                    u[0] == "parameter" and self.world.removable((u[1], u[2]))
+                    for u in scope.known.get(n.id, (0, ()))[1]
+                ):
                     self.world.stuck.update(u[1] for u in scope.known.get(n.id, (0, ()))[1] if u[0] == "parameter")
         marks = {name: self.mark(key) for name, key in keys.items() if isinstance(key, (Unit, Import))}
         if any(marks):
@@ -407,8 +470,11 @@ class Expressions(Reifier):
 
 def _is_choice(value: Any) -> bool:
     """A class or function as a hyperparameter."""
-    return isinstance(value, type) or inspect.isroutine(value) or type(value).__name__ == "partial" or (
-        callable(value) and inspect.isfunction(getattr(value, "__wrapped__", None))
+    return (
+        isinstance(value, type)
+        or inspect.isroutine(value)
+        or type(value).__name__ == "partial"
+        or (callable(value) and inspect.isfunction(getattr(value, "__wrapped__", None)))
     )
 
 

@@ -50,6 +50,12 @@ class Log:
             self.tainted_parameters, self.tainted_units, self.written,
         )  # fmt: skip
 
+    def remember(self, before: Log) -> None:
+        """Start from what is never taken back."""
+        self.tainted_attributes = dict(before.tainted_attributes)
+        self.tainted_parameters = dict(before.tainted_parameters)
+        self.tainted_units = dict(before.tainted_units)
+
     def construction(self) -> set[CodeKey]:
         """Functions that are called during construction alone."""
         return {k for k, where in self.called.items() if where == {"construction"} and k not in self.escaped}
@@ -77,11 +83,18 @@ class World:
     before: Log = field(default_factory=Log)
     log: Log = field(default_factory=Log)
     stuck: set[CodeKey] = field(default_factory=set)  # functions whose parameters stay, for reasons of text
+    staying: set[Parameter] = field(default_factory=set)  # parameters and locals that stay, come what may
     constructing: set[CodeKey] = field(default_factory=set)  # functions that run during construction alone
+    settled: int = 0  # rounds walked so far
     dead_attributes: set[str] = field(default_factory=set)
     writers: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (class, method) -> attributes it stores
     kept: set[CodeKey] = field(default_factory=set)  # functions that were asked for by name
     changed: set[str] = field(default_factory=set)  # attributes that public code stores outside construction
+
+    @property
+    def dynamic_names(self) -> set[str]:
+        """Names that stay, because the caller says so."""
+        return {*self.options.keep, *self.options.dynamic}
 
     def is_opaque(self, module: str, qualname: str = "") -> bool:
         """Whether a module or class is to be copied as it is."""
@@ -93,8 +106,19 @@ class World:
                 return True
         return False
 
+    def hold(self, one: Log, other: Log) -> None:
+        """Two rounds disagree, again and again: let stay what they disagree about."""
+        for a, b in ((one.fixed, other.fixed), (one.dead, other.dead), (one.dead_locals, other.dead_locals)):
+            self.staying |= a ^ b
+
     def removable(self, parameter: Parameter) -> bool:
         """Whether a parameter leaves the signature and every call."""
         gone = parameter in self.before.fixed or parameter in self.before.dead
         key = parameter[0]
-        return gone and key not in self.before.pinned and key not in self.before.escaped and key not in self.stuck
+        return (
+            gone
+            and parameter not in self.staying
+            and key not in self.before.pinned
+            and key not in self.before.escaped
+            and key not in self.stuck
+        )

@@ -8,23 +8,31 @@ from .reflow import WIDTH
 
 _LOAD = '''
 def load_model(path: str = "model.safetensors", device: str = "cpu") -> {root}:
-    """The model with the weights of a safetensors file, in eval mode.
+    """The model with the weights of a safetensors file, or of an index (.json) of several, in eval mode.
 
-    Raises `ValueError` when the file is cut short, and `RuntimeError` when its names or shapes are not the model's.
+    Raises `ValueError` for a damaged file, and `RuntimeError` when its names or shapes are not the model's.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        size = file.seek(0, 2)
-    header.pop("__metadata__", None)
-    if size < 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0):
-        raise ValueError(f"{{path}} is cut short at {{size}} bytes")
-    data = torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
+    paths = [path]
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8") as index:
+            shards = sorted(set({json}.load(index)["weight_map"].values()))
+        paths = [{os}.path.join({os}.path.dirname(path), shard) for shard in shards]
+    dtypes = {{
+{dtypes}    }}
     state = {{}}
-    for name, entry in header.items():
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        dtype = {dtypes}[entry["dtype"]]
-        state[name] = data[start:end].clone().view(dtype).reshape(entry["shape"])
+    for part in paths:
+        size = {os}.path.getsize(part)
+        with open(part, "rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = {json}.loads(file.read(start - 8)) if 8 < start <= size else {{}}
+        header.pop("__metadata__", None)
+        if not 8 < start <= size or any(start + entry["data_offsets"][1] > size for entry in header.values()):
+            raise ValueError(f"{{part}} is cut short, or no safetensors file: {{size}} bytes")
+        data = {torch}.from_file(part, shared=False, size=size, dtype={torch}.uint8)  # read when it is copied
+        for name, entry in header.items():
+            first, last = (start + offset for offset in entry["data_offsets"])
+            values = data[first:last] if first % 8 == 0 else data[first:last].clone()  # a view has to be aligned
+            state[name] = values.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
 {tied}    model = build_model()
     model.load_state_dict(state, strict=True)
     return model.to(device).eval()
@@ -37,17 +45,15 @@ _DTYPES = {
 
 def build_text(root: str, call: str) -> str:
     """`build_model` with the call that makes the model."""
-    return f'def build_model() -> {root}:\n    """The model as it was traced, with fresh weights."""\n    return {call}\n'
-
-
-def load_text(root: str, tied: Mapping[str, str], torch: str, json: str) -> str:
-    """`load_model`, which reads a safetensors file; `torch` and `json` are the names of these modules in the file."""
-    table = "    dtypes = {\n" + "".join(f'        "{k}": {torch}.{v},\n' for k, v in _DTYPES.items()) + "    }\n"
-    body = _LOAD.format(root=root, dtypes="dtypes", tied=_tied_text(tied)).lstrip("\n")
-    body = body.replace("    state = {}\n", table + "    state = {}\n")
-    return body.replace("torch.from_file", f"{torch}.from_file").replace("dtype=torch.uint8", f"dtype={torch}.uint8").replace(
-        "json.loads", f"{json}.loads"
+    return (
+        f'def build_model() -> {root}:\n    """The model as it was traced, with fresh weights."""\n    return {call}\n'
     )
+
+
+def load_text(root: str, tied: Mapping[str, str], torch: str, json: str, os: str) -> str:
+    """`load_model`, which reads safetensors files; `torch`, `json` and `os` are the names of these modules in the file."""
+    table = "".join(f'        "{key}": {torch}.{dtype},\n' for key, dtype in _DTYPES.items())
+    return _LOAD.format(root=root, dtypes=table, tied=_tied_text(tied), torch=torch, json=json, os=os).lstrip("\n")
 
 
 def _tied_text(tied: Mapping[str, str]) -> str:

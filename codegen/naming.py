@@ -7,6 +7,7 @@ import builtins
 import keyword
 from collections.abc import Iterable, Mapping
 
+from .effects import is_effect
 from .keys import Import, Key, Unit
 from .resolve import Modules
 from .units import Written
@@ -33,8 +34,8 @@ def named(
                 taken.add(name)
                 return
 
-    classes = [u for u in order if isinstance(units[u].node, ast.ClassDef)]
-    rest = [u for u in order if u not in set(classes)]
+    classes = [u for u in order if isinstance(units[u].node, ast.ClassDef) and not is_effect(u)]
+    rest = [u for u in order if u not in set(classes) and not is_effect(u)]
     for unit in classes:
         give(unit, unit.name, _with_module(unit, classes=True))
     for key in sorted(imports):
@@ -75,7 +76,9 @@ def import_lines(imports: Iterable[Import], names: Mapping[Key, str], modules: M
         del bound
     groups: list[str] = []
     for standard in (True, False):
-        lines = sorted((line for s, line in plain if s is standard), key=lambda line: line.removeprefix("import ").lower())
+        lines = sorted(
+            (line for s, line in plain if s is standard), key=lambda line: line.removeprefix("import ").lower()
+        )
         for module in sorted((m for m in froms if _stdlib(m) is standard), key=str.lower):
             lines.append(_from_line(module, froms[module]))
         if lines:

@@ -104,7 +104,7 @@ def _submitted(verifier: Verifier, check: Check, timeout: float, weights: str | 
     try:
         _require_imports(check)
         _require_values(check.model)
-        device = str(next((tensor.device for tensor in check.model.state_dict().values()), "cpu"))
+        device = str(next((parameter.device for parameter in check.model.parameters()), "cpu"))
         sets = as_sets(check.inputs, check.model)
         plan = {"seed": 20, "inputs": sets, "calls": dict(check.calls), "train": check.train, "device": device}
         named = {each.__name__: each for each in check.also}

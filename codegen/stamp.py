@@ -32,7 +32,11 @@ def unchanged(text: str) -> bool | None:
 def _split(text: str) -> tuple[str, str]:
     """The module docstring with all before it, and the rest. Raises ValueError when there is none."""
     first = next(iter(ast.parse(text).body), None)
-    if not isinstance(first, ast.Expr) or not isinstance(first.value, ast.Constant) or not isinstance(first.value.value, str):
+    if (
+        not isinstance(first, ast.Expr)
+        or not isinstance(first.value, ast.Constant)
+        or not isinstance(first.value.value, str)
+    ):
         raise ValueError("no docstring")
     lines = text.splitlines(keepends=True)
     return "".join(lines[: first.end_lineno]), "".join(lines[first.end_lineno :])

@@ -9,6 +9,8 @@ from typing import Any
 
 from . import edits
 from .config import Configs
+from .drift import replaced
+from .effects import is_effect, statement_of
 from .errors import Problem
 from .facts import World
 from .keys import Key, Unit
@@ -33,9 +35,14 @@ class Written:
 def write(world: World, unit: Unit) -> Written:
     """Walk the definition of a unit. What cannot be written is noted as problems."""
     module = world.modules.read(unit.module)
+    walker = Units(world, module, unit)
+    if is_effect(unit):
+        node = statement_of(module, unit)
+        return Written(unit, node, walker.effect(node), False, walker.forbidden)
     live = vars(module.live).get(unit.name)
     node = _definition(module, unit, live)
-    walker = Units(world, module, unit)
+    if problem := replaced(module, unit.name, node, live):
+        walker.log.problems.append((unit, problem))
     walker.opaque = world.is_opaque(unit.module, unit.name)
     walker.guarded(node)
     if isinstance(live, type) and live in world.configs and isinstance(node, ast.ClassDef) and not walker.opaque:
@@ -58,7 +65,9 @@ def _definition(module: Module, unit: Unit, live: Any) -> ast.stmt:
     if isinstance(live, type):
         firsts = {f.__code__.co_firstlineno for f in vars(live).values() if inspect.isfunction(f)}
         for statement in found:
-            if isinstance(statement, ast.ClassDef) and any(statement.lineno <= i <= (statement.end_lineno or 0) for i in firsts):
+            if isinstance(statement, ast.ClassDef) and any(
+                statement.lineno <= i <= (statement.end_lineno or 0) for i in firsts
+            ):
                 return statement
     return found[-1]
 
@@ -69,10 +78,18 @@ class Units(Configs):
     def guarded(self, node: ast.stmt) -> None:
         """A definition that stands in an `if` about this machine cannot be chosen for another."""
         for outer in ast.walk(self.module.tree):
-            if isinstance(outer, ast.If) and outer.lineno < node.lineno <= (outer.end_lineno or 0) and outer.col_offset < node.col_offset:
+            if (
+                isinstance(outer, ast.If)
+                and outer.lineno < node.lineno <= (outer.end_lineno or 0)
+                and outer.col_offset < node.col_offset
+            ):
                 why = self.taint(outer.test)
                 if why:
-                    self.problem(outer, f"{why} decides which {self.unit.name} there is", "make it an argument of the constructor")
+                    self.problem(
+                        outer,
+                        f"{why} decides which {self.unit.name} there is",
+                        "make it an argument of the constructor",
+                    )
 
     def definition(self, node: ast.stmt) -> str:
         """The text of a function or a class, at no indentation."""
@@ -85,6 +102,12 @@ class Units(Configs):
             self._returns_taint(node)
         text = edits.applied(self.text, start, end, self.edits)
         return edits.reindented(text, edits.indentation(self.module.line(self.module.first_line(node))), "")
+
+    def effect(self, node: ast.stmt) -> str:
+        """The text of a statement that changes a definition."""
+        start = self.module.starts[self.lead(node) - 1]
+        self.statement(node)
+        return edits.applied(self.text, start, self.module.starts[node.end_lineno or 0], self.edits)
 
     def _returns_taint(self, node: ast.AST) -> None:
         for part in ast.walk(node):

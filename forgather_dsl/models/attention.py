@@ -49,10 +49,9 @@ class Context:
         The mask is None where none is needed, else 0 and -inf of `dtype`, `[S, K]`, or `[B, 1, S, K]` with documents.
         Raises `ValueError` when the keys are not those of the positions up to `offset + length`.
         """
-        self._check(num_keys)
         if self.documents is None and num_keys == self.length:
             return None, True
-        if self.documents is None and self.length == 1:
+        if self.documents is None and self.length == 1 and num_keys <= self.offset + 1:
             return None, False
         key = (num_keys, num_keys, dtype)
         if key not in self._masks:
@@ -63,7 +62,6 @@ class Context:
         """The same where each position sees the last `window` of the keys, itself included."""
         if window >= num_keys:
             return self.mask(num_keys, dtype)
-        self._check(num_keys)
         key = (num_keys, window, dtype)
         if key not in self._masks:
             keys = torch.arange(num_keys, device=self.device)
@@ -71,15 +69,13 @@ class Context:
             self._masks[key] = self._as_numbers(self._past(num_keys) & near, dtype)
         return self._masks[key], False
 
-    def _check(self, num_keys: int) -> None:
+    def _past(self, num_keys: int) -> torch.Tensor:
+        """Which keys each position may see, bool."""
         if num_keys > self.offset + self.length:
             raise ValueError(
                 f"the cache holds {num_keys - self.length} tokens, but this forward starts at position {self.offset}: "
                 "pass offset=cache.length, or a new KVCache()"
             )
-
-    def _past(self, num_keys: int) -> torch.Tensor:
-        """Which keys each position may see, bool."""
         keys = torch.arange(num_keys, device=self.device)  # counted from the first key, as the queries below
         past = keys <= keys[num_keys - self.length :, None]
         if self.documents is None:
@@ -149,8 +145,7 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer_index, k, v)
         k, v, mask, is_causal = self.visible(k, v, context)
-        dropout = self.dropout if self.training else 0.0
-        y = _attention(q, k, v, mask, dropout, is_causal)
+        y = _attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
 
     def visible(self, k: torch.Tensor, v: torch.Tensor, context: Context) -> Visible:
@@ -210,5 +205,4 @@ def _attention(
     flash = mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256
     if groups > 1 and q.is_cuda and not (flash and torch.cuda.get_device_capability(q.device) >= (8, 0)):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    shared = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=shared)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=q.shape[1] != k.shape[1])

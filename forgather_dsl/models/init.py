@@ -71,16 +71,12 @@ def draw_weights(model: Any, seed: int) -> None:
         if init is not None and _is_plain(module):
             name = names.pop(id(module.weight), None)
             if name is not None:
-                module.weight.copy_(_drawn(model, name, module.weight.shape, seed))
+                generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
+                module.weight.copy_(init.draw(name, module.weight.shape, len(model.layers), generator))
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()
         elif hasattr(module, "reset_parameters"):
             _reset(module, _generator_seed(seed, path))
-
-
-def _drawn(model: Any, name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
-    return model.init.draw(name, shape, len(model.layers), generator)
 
 
 def _draw_tied(model: Any, seed: int) -> None:
@@ -91,7 +87,8 @@ def _draw_tied(model: Any, seed: int) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = tied_names(model).get(name)
         if owner is not None and names[id(parameter)] != owner:
-            parameter.copy_(_drawn(model, owner, parameter.shape, seed))
+            generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, owner))
+            parameter.copy_(model.init.draw(owner, parameter.shape, len(model.layers), generator))
 
 
 def tie_weights(model: Any) -> None:

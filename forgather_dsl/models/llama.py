@@ -90,16 +90,17 @@ class Llama(nn.Module):
             raise ValueError(f"dropout={dropout} is a probability: write 0 <= dropout < 1")
         layers = nn.ModuleList()
         for i in range(num_layers):
-            block = Block(
-                self_attn=attention(
-                    dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, layer_index=i
-                ),
-                mlp=mlp(dim=dim, ffn_dim=ffn_dim, layer_index=i),
-                input_layernorm=norm(dim=dim, layer_index=i),
-                post_attention_layernorm=norm(dim=dim, layer_index=i),
-                dropout=dropout,
+            layers.append(
+                Block(
+                    self_attn=attention(
+                        dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, layer_index=i
+                    ),
+                    mlp=mlp(dim=dim, ffn_dim=ffn_dim, layer_index=i),
+                    input_layernorm=norm(dim=dim, layer_index=i),
+                    post_attention_layernorm=norm(dim=dim, layer_index=i),
+                    dropout=dropout,
+                )
             )
-            layers.append(block)
         self.model = Decoder(nn.Embedding(vocab_size, dim), layers, norm(dim=dim, layer_index=num_layers))
         self.lm_head = nn.Linear(dim, vocab_size, bias=False)
         if tie_embeddings:
