@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
+from ..interop.place import DTYPES, KINDS
 from .arguments import Debug, Json, Settings, complete_target, end
 from .output import print_json, say
 
-KINDS, DTYPES = ("torch", "hf", "hf-remote", "gguf"), ("float32", "bfloat16", "float16")
 HELP = """Write the weights of a run for others to read.
 
 --to hf: a folder that transformers, vLLM and others load without code of ours: Llama, Mistral, Qwen 2 and Qwen 3.

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..interop.place import NEW_ROWS
 from .arguments import Debug, Json, end
 from .output import print_json, say
 
-NEW_ROWS = ("mean", "init")
 HELP = """Make a run directory of a Hugging Face folder: Llama, Mistral, Qwen 2 and Qwen 3 in safetensors.
 
 OUT gets the weights as a checkpoint of step 0, the tokenizer, and experiment.py with a class of that very model, which

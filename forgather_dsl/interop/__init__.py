@@ -1,1 +1,1 @@
-"""Weights in and out of Hugging Face's folders: `families` speaks config.json, `folder` safetensors, `convert` does both ways."""
+"""Models and weights in and out: `export` and `incoming` are the two ways, `families` speaks config.json, `folder` safetensors."""

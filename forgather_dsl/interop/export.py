@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..specs import Experiment
-from .folder import SHARD_BYTES, new_folder, require_room
+from .folder import SHARD_BYTES, new_folder, require_new, require_room
 from .outgoing import Outgoing, open_outgoing
+from .place import DTYPES, KINDS
 
-__all__ = ["DTYPES", "KINDS", "Exported", "export"]
+__all__ = ["Exported", "export"]
 
-KINDS = ("torch", "hf", "hf-remote", "gguf")
-DTYPES = ("float32", "bfloat16", "float16")
 OTHER_FILES = 2**25  # bytes: a tokenizer, configurations and code
 
 
@@ -55,6 +54,7 @@ def export(
     """
     if kind not in KINDS or (dtype is not None and dtype not in DTYPES):
         raise UserError(f"{kind!r}, {dtype!r}: write one of {', '.join(KINDS)}, and one of {', '.join(DTYPES)}")
+    require_new(out)
     weights = open_outgoing(source, experiment, dtype, shard_bytes, trust=trust)
     _refuse_early(kind, weights)
     words: Any = None
@@ -104,7 +104,7 @@ def _write(
     if kind == "gguf":
         from .gguf_file import write_gguf
 
-        return write_gguf(weights, into, os.path.basename(os.path.abspath(out)), words)
+        return write_gguf(weights, into, os.path.basename(os.path.abspath(out)), proof, words)
     if kind == "torch":
         from .standalone import write_standalone
 

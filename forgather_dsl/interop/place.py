@@ -1,4 +1,4 @@
-"""What a folder is that somebody names as a model of Hugging Face, from the names of its files and its configuration. No torch."""
+"""Before torch: the words that the two ways know, and what a folder is that somebody names as a model of Hugging Face."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from ..dsl.reading import read_json
 from ..errors import UserError
 
+KINDS = ("torch", "hf", "hf-remote", "gguf")  # of what is exported
+DTYPES = ("float32", "bfloat16", "float16")
+NEW_ROWS = ("mean", "init")  # of a vocabulary that grows
 _PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt)")
 
 

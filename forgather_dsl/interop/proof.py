@@ -46,7 +46,7 @@ def prove(where: str, model: Any, read: Read, what: str, rows: int | None = None
         rows: of the vocabulary that both have, from the first; None: all.
 
     Raises:
-        UserError: something differs by more than `BOUND`: the first part, and what in it.
+        UserError: something differs by more than `BOUND`: the first part, and what in it; or is not finite.
     """
     folder = open_folder(where)
     theirs, whole = _load(folder)
@@ -60,6 +60,10 @@ def prove(where: str, model: Any, read: Read, what: str, rows: int | None = None
         x = made if torch.equal(x, was.given) else ours.run(path, x)
         if path == "lm_head":
             made, x, was = made[..., :rows], x[..., :rows], _Seen(was.given, was.made[..., :rows])
+        if not bool(made.isfinite().all()):
+            raise UserError(
+                f"{what} computes numbers that are not finite, from {path} on; take an earlier checkpoint, or write --no-proof"
+            )
         exact = exact and torch.equal(made, was.made)
         if not _close(made, was.made):
             inner = _inside(theirs, ours, path, tokens, was)
@@ -87,8 +91,6 @@ def _refusal(name: str, what: str, part: str, inner: str, made: Tensor, wanted: 
 
 
 def _close(made: Tensor, wanted: Tensor) -> bool:
-    if not bool(wanted.isfinite().all()):
-        return torch.equal(made.isfinite(), wanted.isfinite())
     return bool((made - wanted).abs().max() <= BOUND * wanted.abs().max())
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
-__all__ = ["NEW_ROWS", "Rows", "plan_rows"]
+__all__ = ["Rows", "plan_rows"]
 
-NEW_ROWS = ("mean", "init")
 CHUNK = 4096  # rows that are summed in float64 at a time
 
 

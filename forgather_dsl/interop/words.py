@@ -107,10 +107,14 @@ def _disagreement(tokenizer: Tokenizer, folder: str, kind: str) -> str | None:
     """The first text of some that a class of transformers gives other ids, or None."""
     import transformers
 
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it warns of models whose code is their own
     try:
         theirs = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a class trips over
         return f"{type(error).__name__}: {error}"
+    finally:
+        transformers.logging.set_verbosity(level)
     if theirs.eos_token_id != tokenizer.eos_id:
         return f"the end is {theirs.eos_token_id}, not {tokenizer.eos_id}"
     for text in (*SAMPLES, f"a{tokenizer.loaded.eos}b"):

@@ -232,3 +232,18 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path, corpus: Pat
     assert done.returncode == 2
     assert "pip install 'forgather_dsl[gguf]'" in done.stderr
     assert left(tmp_path) == ["run"]
+
+
+def test_what_gguf_reads_otherwise_is_not_kept(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run", MODELS["qwen3"], corpus, random_weights(MODELS["qwen3"]))
+    written = gguf.GGUFWriter.write_tensor_data
+
+    def spoil(self: Any, tensor: Any) -> None:
+        written(self, -tensor if tensor.shape == (263, 48) else tensor)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", spoil)
+    with pytest.raises(UserError, match=r"not what gguf reads: .*token_embd.weight"):
+        export(str(tmp_path / "run"), "gguf", str(tmp_path / "out"), tokenizer=False)
+    assert left(tmp_path) == ["run"]
+    done = export(str(tmp_path / "run"), "gguf", str(tmp_path / "out"), tokenizer=False, proof=False)
+    assert "not read back (--no-proof)" in done.said[0]

@@ -30,6 +30,7 @@ from forgather_dsl import RMSNorm, replace
 from forgather_dsl.cli.app import run_command
 from forgather_dsl.dsl import diff, load
 from forgather_dsl.errors import UserError
+from forgather_dsl.interop.experiment_text import class_name
 from forgather_dsl.interop.export import export
 from forgather_dsl.interop.families import from_config, to_config
 from forgather_dsl.interop.incoming import Vocabulary, import_folder
@@ -405,8 +406,9 @@ def test_a_folder_without_a_tokenizer_says_what_to_name(tmp_path: Path) -> None:
     import_folder(hf, str(tmp_path / "file"), Vocabulary(tokenizer=str(tmp_path / "words" / "tokenizer.json")))
     for run in ("run", "file"):
         assert load(f"{tmp_path}/{run}/experiment.py:Hf")().tokenizer.vocab_size == 263  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"'x-y' is no name for a class"):
-        import_folder(hf, str(tmp_path / "other"), BYTES, name="x-y")
+    for name in ("x-y", "Llama", "class"):
+        with pytest.raises(UserError, match=rf"'{name}' is no name for a class"):
+            import_folder(hf, str(tmp_path / "other"), BYTES, name=name)
     assert left(tmp_path) == ["file", "hf", "run", "words"]
 
 
@@ -441,3 +443,17 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     assert peak < 2 * largest + 2**24, (
         f"{peak / 2**20:.0f} MiB for {total / 2**20:.0f} MiB"
     )  # 4 MiB of it is the buffer
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("tiny-llama", "TinyLlama"),
+        ("Qwen2.5-0.5B", "Qwen2_5_0_5B"),
+        ("hf_model", "HfModel"),
+        ("7b", "Llama"),
+        ("-", "Llama"),
+    ],
+)
+def test_a_class_is_called_as_its_folder(folder: str, name: str) -> None:
+    assert class_name(folder, "Llama") == name

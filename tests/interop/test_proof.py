@@ -123,3 +123,12 @@ def test_without_a_proof_it_says_so(tmp_path: Path, corpus: Path, capsys: pytest
     done = json.loads(capsys.readouterr().out)
     assert done["said"] == ["qwen3; logits were not compared (--no-proof)"]
     assert done["files"] == sorted(path.name for path in (tmp_path / "hf").iterdir())
+
+
+def test_a_model_that_computes_no_numbers_is_told(tmp_path: Path, corpus: Path) -> None:
+    weights = random_weights(MODELS["llama"])
+    weights["model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
+    make_run(tmp_path / "run", MODELS["llama"], corpus, weights)
+    with pytest.raises(UserError, match=r"not finite, from model\.layers\.1 on; take an earlier checkpoint"):
+        export(str(tmp_path / "run"), "hf", str(tmp_path / "hf"))
+    assert left(tmp_path) == ["run"]

@@ -122,6 +122,20 @@ def test_rows_are_not_lost(name: str) -> None:
     assert said in str(raised.value)
 
 
+def test_a_tokenizer_with_more_tokens_than_rows_gets_rows(tmp_path: Path) -> None:
+    theirs = write_model(tmp_path / "hf", "Qwen2", True, vocab_size=260)
+    write_tokenizer(tmp_path / "hf", vocab_size=262)
+    done = import_folder(str(tmp_path / "hf"), str(tmp_path / "run"), check=True)
+    assert done.said[0] == "the vocabulary has 262 rows, of 260; 2 rows are new (mean)"
+    assert "bit for bit" in done.said[1]
+    saved = checkpoint.newest(str(tmp_path / "run" / "checkpoints"), alone())
+    assert saved is not None
+    ((_, found),) = read_weights(saved, [EMBEDDING])
+    old = theirs.state_dict()[EMBEDDING]
+    assert torch.equal(found[:260], old)
+    assert torch.equal(found[260:], old.double().mean(0).float().expand(2, 48))
+
+
 def test_ids_beyond_the_rows_get_rows() -> None:
     rows = plan_rows(260, IDS, IDS)
     assert (rows.new, rows.fresh, rows.known) == (262, (260, 261), tuple(range(260)))
