@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -256,6 +255,3 @@ def process_flags(module: Module) -> list[Problem]:
                 Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno))
             )
     return found
-
-
-__all__ = ["Closure", "find_writers", "gather", "sys"]
