@@ -132,7 +132,9 @@ class Branches(Statements):
             opening = self.text.slice(self.text.start(arm), first).removeprefix("elif").removeprefix("if").strip()
             text, gone, stop = self.arm_text(body, f"{indent}    " if self.inline(body[0]) else self._indent_of(body))
             inner = f"{indent}    " if self.inline(body[0]) else self._indent_of(body)
-            parts.append(f"{indent}{word}{opening}{head}{colon.rstrip()}\n{text if not gone else f'{inner}pass{chr(10)}'}")
+            parts.append(
+                f"{indent}{word}{opening}{head}{colon.rstrip()}\n{text if not gone else f'{inner}pass{chr(10)}'}"
+            )
             stops.append(stop)
         if final:
             inner = self._indent_of(final) if not self.inline(final[0]) else f"{indent}    "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 from typing import Any
 
 from . import edits
@@ -63,7 +64,9 @@ class Calls(Expressions):
         if not isinstance(value, str):
             if not (name in ("getattr", "hasattr") and self.opaque):
                 self.problem(
-                    node, f"{name} with a computed name makes the needed names undecidable", "use a dict, or write the attribute"
+                    node,
+                    f"{name} with a computed name makes the needed names undecidable",
+                    "use a dict, or write the attribute",
                 )
             return False
         self.log.reads.add(value)
@@ -71,7 +74,12 @@ class Calls(Expressions):
         self.log.loose.add(value)
         if name == "setattr":
             self.log.written.add(value)
-        if name == "getattr" and len(node.args) == 2 and not isinstance(argument, ast.Constant) and value.isidentifier():
+        if (
+            name == "getattr"
+            and len(node.args) == 2
+            and not isinstance(argument, ast.Constant)
+            and value.isidentifier()
+        ):
             base = self.text_of(node.args[0])
             self.decided(argument, repr(value), used)
             self.replace(node, f"{base if edits.is_atom(base) else f'({base})'}.{value}")
@@ -143,7 +151,11 @@ class Calls(Expressions):
     # arguments
 
     def _arguments(self, node: ast.Call, function: Any, skip: int) -> None:
-        key, found = (None, []) if function is None or isinstance(function, functools.partial) else self._signature(function, skip)
+        key, found = (
+            (None, [])
+            if function is None or isinstance(function, functools.partial)
+            else self._signature(function, skip)
+        )
         items: list[ast.expr | ast.keyword] = sorted(
             [*node.args, *node.keywords], key=lambda a: (a.lineno, a.col_offset)
         )
@@ -256,7 +268,8 @@ class Calls(Expressions):
         for name, default in defaults.items():
             if name in used and name not in texts:
                 texts[name] = self.elsewhere(module, default)
-        self.replace(node, self.elsewhere(module, body, texts))
+        text = self.elsewhere(module, body, texts)
+        self.replace(node, _one_line(text) if "#" not in text else text)
         return True
 
     def _forwarding(self, function: Any) -> tuple[Module, ast.FunctionDef, ast.Call] | None:
@@ -312,6 +325,12 @@ def _is_forward(call: ast.Call, names: set[str]) -> bool:
     if not isinstance(callee, ast.Name) or callee.id in names:
         return False
     return all(_is_simple(v) for v in values) and not isinstance(callee, FUNCTIONS)
+
+
+def _one_line(text: str) -> str:
+    """A call on one line, to be broken where it lands."""
+    text = re.sub(r"\s*\n\s*", " ", text)
+    return re.sub(r"([(\[{]) | ?,? (?=[)\]}])", lambda m: m[1] or "", text)
 
 
 def _is_simple(node: ast.expr) -> bool:

@@ -49,14 +49,16 @@ class Closure:
         """Walk until a round finds what the round before found. Raises `CodegenError` with all problems of the last."""
         for number in range(_MOST_ROUNDS):
             self._round(number)
-            settled = number > 0 and self.world.log.stable() == self.world.before.stable()
+            settled = number > 4 and self.world.log.stable() == self.world.before.stable()
             if settled:
                 break
             if number >= _MOST_ROUNDS // 2:
                 self.world.hold(self.world.before, self.world.log)
             self.world.before, self.world.log = self.world.log, Log()
         else:
-            raise CodegenError([Problem("this is a bug in codegen: specialisation does not settle", "report it, or try opaque=")])
+            raise CodegenError(
+                [Problem("this is a bug in codegen: specialisation does not settle", "report it, or try opaque=")]
+            )
         problems = [self._placed(unit, problem) for unit, problem in self.world.log.problems]
         if problems:
             raise CodegenError(list(dict.fromkeys(problems)))
@@ -66,6 +68,7 @@ class Closure:
         self.units, self.parents = {}, {}
         before = world.before
         world.log.remember(before)
+        world.settled = number
         world.constructing = {k for k in before.construction() if k in world.record.constants}
         world.dead_attributes = set() if number < 2 else {a for a in self._originally if a not in before.reads}
         walker = self._root_walker()
@@ -74,7 +77,9 @@ class Closure:
             self.also_texts = []
             texts.append(self._also_text(walker, function))
         self.also_texts = texts[1:]
-        todo: list[tuple[Unit, Unit | None]] = [(k, None) for t in texts for k in world.marks.keys(t) if isinstance(k, Unit)]
+        todo: list[tuple[Unit, Unit | None]] = [
+            (k, None) for t in texts for k in world.marks.keys(t) if isinstance(k, Unit)
+        ]
         while todo or (todo := self._effects()):
             unit, parent = todo.pop(0)
             if unit in self.units:
@@ -119,7 +124,8 @@ class Closure:
         """An error of codegen's own, shown with its place."""
         place = f"{unit.module}.{unit.name}" if unit else "the root"
         problem = Problem(
-            f"this is a bug in codegen: {type(error).__name__} at {place}: {error}", "report it, or copy the unit whole with opaque="
+            f"this is a bug in codegen: {type(error).__name__} at {place}: {error}",
+            "report it, or copy the unit whole with opaque=",
         )
         raise CodegenError([problem]) from error
 
@@ -238,11 +244,17 @@ def process_flags(module: Module) -> list[Problem]:
     found: list[Problem] = []
     for node in module.tree.body:
         text = ast.unparse(node)
-        sets = isinstance(node, ast.Assign) and text.startswith(("torch.backends.", "torch._dynamo.config.", "torch._inductor.config."))
+        sets = isinstance(node, ast.Assign) and text.startswith(
+            ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
+        )
         calls = isinstance(node, ast.Expr) and text.startswith(_FLAGS)
         if sets or calls:
-            reason = "this sets something for the whole process when the module is imported, which the file would not do"
-            found.append(Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno)))
+            reason = (
+                "this sets something for the whole process when the module is imported, which the file would not do"
+            )
+            found.append(
+                Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno))
+            )
     return found
 
 

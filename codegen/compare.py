@@ -46,7 +46,9 @@ def differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]:
     for path in [*mine, *(p for p in theirs if p not in mine)]:
         yield from _module_differences(path, mine.get(path), theirs.get(path), registered)
     if lazy := next((name for m in (model, again) for name, value in m.named_parameters() if is_lazy(value)), None):
-        yield Problem(f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one")
+        yield Problem(
+            f"{lazy} has no shape before a first batch", "use the module with its sizes instead of the lazy one"
+        )
         return
     yield from _tensor_differences(model, again)
     state, other = _shapes(model), _shapes(again)
@@ -78,7 +80,10 @@ def _tensor_differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]
     if _sharing(mine) != _sharing(theirs):
         a, b = _sharing(mine), _sharing(theirs)
         names = sorted(set(map(str, a ^ b)))[0]
-        yield Problem(f"these weights are tied in one of the model and a new one, and not in the other: {names}", "tie them in the constructor")
+        yield Problem(
+            f"these weights are tied in one of the model and a new one, and not in the other: {names}",
+            "tie them in the constructor",
+        )
     for name, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):
             yield Problem(f"the state dict holds {name}, which is no tensor (extra_state)", "keep it in a buffer")
@@ -160,7 +165,7 @@ def _module_differences(
 
 
 def _loose_tensor(mine: Any, theirs: Any, registered: set[int]) -> str | None:
-    """"" where a tensor outside of the state dict differs, None where there is none that does."""
+    """ "" where a tensor outside of the state dict differs, None where there is none that does."""
     if id(mine) in registered:
         return None
     if isinstance(mine, torch.Tensor):
@@ -168,7 +173,9 @@ def _loose_tensor(mine: Any, theirs: Any, registered: set[int]) -> str | None:
     if isinstance(mine, nn.Module):
         for name, weight in mine.state_dict().items():
             other = theirs.state_dict().get(name) if isinstance(theirs, nn.Module) else None
-            if isinstance(weight, torch.Tensor) and not (isinstance(other, torch.Tensor) and _tensors_equal(weight, other)):
+            if isinstance(weight, torch.Tensor) and not (
+                isinstance(other, torch.Tensor) and _tensors_equal(weight, other)
+            ):
                 return ""
         return None
     if isinstance(mine, (list, tuple)):

@@ -23,10 +23,12 @@ class Configs(Definitions):
         used = self._used(cls)
         methods = self._methods(cls, used)
         outside = self.world.modules.outside
-        lines = [f"@{self.mark(outside('dataclasses', 'dataclass'))}\nclass {self.world.marks.mark(self.unit, hard=False)}:"]
+        lines = [
+            f"@{self.mark(outside('dataclasses', 'dataclass'))}\nclass {self.world.marks.mark(self.unit, hard=False)}:"
+        ]
         if documentation := ast.get_docstring(node, clean=False):
             lines.append(f'    """{documentation}"""\n')
-        bodies = [f'    {self._field_text(cls, name, value)}' for name in config_fields(cls) if name in used]
+        bodies = [f"    {self._field_text(cls, name, value)}" for name in config_fields(cls) if name in used]
         lines += bodies
         for module_class, method in methods:
             lines.append("\n" + self._config_method(module_class, method).rstrip("\n"))
@@ -38,7 +40,9 @@ class Configs(Definitions):
         """Fields and methods that retained code reads."""
         if cls in self.before.whole:
             return set(config_fields(cls))
-        return {n for c, n in self.before.fields if c is cls} | {n for n in self.before.open_reads if hasattr(cls, n) or n in config_fields(cls)}
+        return {n for c, n in self.before.fields if c is cls} | {
+            n for n in self.before.open_reads if hasattr(cls, n) or n in config_fields(cls)
+        }
 
     def _methods(self, cls: type, used: set[str]) -> list[tuple[type, ast.FunctionDef]]:
         """Properties and methods in use, with all that they read in turn."""
@@ -90,12 +94,18 @@ class Configs(Definitions):
             if not self.world.modules.traced(base.__module__):
                 continue
             for statement in self._class_node(base).body:
-                if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.target.id == name:
+                if (
+                    isinstance(statement, ast.AnnAssign)
+                    and isinstance(statement.target, ast.Name)
+                    and statement.target.id == name
+                ):
                     module = self.world.modules.read(base.__module__)
                     outer = self.module, self.text
                     self.module = self.text = module
                     annotation = statement.annotation
-                    text = self.captured(module.start(annotation), module.end(annotation), lambda a=annotation: self.annotation(a))
+                    text = self.captured(
+                        module.start(annotation), module.end(annotation), lambda a=annotation: self.annotation(a)
+                    )
                     self.module, self.text = outer
                     at = module.comments.get(statement.end_lineno or 0)
                     comment = module.slice(at, module.starts[statement.end_lineno or 0] - 1) if at else ""

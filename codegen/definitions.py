@@ -182,7 +182,11 @@ class Definitions(Branches):
     def keeps(self, owner: type, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
         """Whether a method stays: it is read, it overrides what the file does not hold, or it toggles what is read."""
         name = node.name
-        if (name.startswith("__") and name.endswith("__")) or name in self.world.options.keep or name in self.before.reads:
+        if (
+            (name.startswith("__") and name.endswith("__"))
+            or name in self.world.options.keep
+            or name in self.before.reads
+        ):
             return True
         if any(hasattr(base, name) for base in owner.__mro__ if not self.world.modules.traced(base.__module__)):
             return True
@@ -192,6 +196,22 @@ class Definitions(Branches):
             return False
         stored = self.world.writers.get((f"{owner.__module__}.{owner.__qualname__}", name), set())
         return bool(stored & self.before.reads)
+
+    def unread(self, name: str) -> bool:
+        """Whether nothing that is retained reads a constant of the class that is being walked."""
+        cls = self.owner
+        if cls is None or type(cls) is not type or name in self.before.reads or name in self.world.dynamic_names:
+            return False
+        special = hasattr(cls, "__annotations__") and any(
+            hasattr(cls, a) for a in ("__dataclass_fields__", "__attrs_attrs__", "_fields")
+        )
+        outside = any(hasattr(base, name) for base in cls.__mro__ if not self.world.modules.traced(base.__module__))
+        return (
+            not special
+            and not outside
+            and not (name.startswith("__") and name.endswith("__"))
+            and self.world.settled > 2
+        )
 
     def statement_classdef(self, node: ast.ClassDef) -> tuple[bool, bool]:
         outer_owner, outer_opaque = self.owner, self.opaque
@@ -284,7 +304,11 @@ class Definitions(Branches):
         live = vars(self.module.live).get(node.name)
         if isinstance(live, type) and isinstance(node, ast.ClassDef):
             extra = set(vars(live)) - _class_names(node) - _IMPLICIT
-            return (live.__module__, live.__qualname__) == (self.module.name, node.name) and not extra and not _foreign(live)
+            return (
+                (live.__module__, live.__qualname__) == (self.module.name, node.name)
+                and not extra
+                and not _foreign(live)
+            )
         if not inspect.isfunction(live) or hasattr(live, "__wrapped__"):
             return False
         return code_key(live) == CodeKey(self.module.name, self.text.first_line(node), node.name)

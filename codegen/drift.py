@@ -48,7 +48,9 @@ def replaced(module: Module, name: str, node: ast.stmt, live: Any) -> Problem | 
         own = assigned(module, name)
         for statement in node.body:
             if found := _changed_member(statement, live, own):
-                return _changed(module, statement, f"{module.name}.{name}.{found} was replaced after the class was defined")
+                return _changed(
+                    module, statement, f"{module.name}.{name}.{found} was replaced after the class was defined"
+                )
     return _read_between(module, name)
 
 
@@ -58,7 +60,9 @@ def _changed_member(statement: ast.stmt, live: type, own: set[str]) -> str | Non
         held = live.__dict__.get(statement.name)
         held = getattr(held, "__func__", held)  # __init_subclass__ and the like
         key = code_key(held) if inspect.isfunction(held) else None
-        return None if key is not None and key.line <= statement.lineno <= key.line + 1 or _made(held) else statement.name
+        return (
+            None if key is not None and key.line <= statement.lineno <= key.line + 1 or _made(held) else statement.name
+        )
     if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
         name = statement.targets[0].id
         try:
@@ -66,7 +70,12 @@ def _changed_member(statement: ast.stmt, live: type, own: set[str]) -> str | Non
         except (ValueError, TypeError, SyntaxError):
             return None
         plain = isinstance(literal, (int, float, str, bool, type(None)))
-        if plain and name not in own and isinstance(live.__dict__.get(name), type(literal)) and live.__dict__[name] != literal:
+        if (
+            plain
+            and name not in own
+            and isinstance(live.__dict__.get(name), type(literal))
+            and live.__dict__[name] != literal
+        ):
             return name
     return None
 
@@ -83,7 +92,12 @@ def _read_between(module: Module, name: str) -> Problem | None:
         return None
     first, last = bound[0].lineno, bound[-1].lineno
     for node in _now(module.tree):
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load) and first < node.lineno < last:
+        if (
+            isinstance(node, ast.Name)
+            and node.id == name
+            and isinstance(node.ctx, ast.Load)
+            and first < node.lineno < last
+        ):
             return _changed(module, node, f"{name} is assigned twice, and what it held in between is used here")
     return None
 
@@ -123,7 +137,11 @@ def _functions(module: Module) -> list[tuple[str, Any]]:
             item = getattr(item, "__func__", item)
             item = item.fget if isinstance(item, property) and item.fget else item
             inner = inspect.unwrap(item) if inspect.isfunction(item) else None
-            if inner is not None and inner.__code__.co_filename == module.file and "__generated" not in inner.__code__.co_filename:
+            if (
+                inner is not None
+                and inner.__code__.co_filename == module.file
+                and "__generated" not in inner.__code__.co_filename
+            ):
                 found.append((label, inner))
     return found
 
@@ -132,6 +150,8 @@ def _same(a: CodeType, b: CodeType) -> bool:
     if a.co_code != b.co_code or a.co_names != b.co_names or len(a.co_consts) != len(b.co_consts):
         return False
     return all(
-        _same(x, y) if isinstance(x, CodeType) and isinstance(y, CodeType) else type(x) is type(y) and repr(x) == repr(y)
+        _same(x, y)
+        if isinstance(x, CodeType) and isinstance(y, CodeType)
+        else type(x) is type(y) and repr(x) == repr(y)
         for x, y in zip(a.co_consts, b.co_consts)
     )

@@ -7,7 +7,22 @@ import re
 
 from .modules import Text
 
-_WORDS = (b"return", b"in", b"and", b"or", b"not", b"if", b"else", b"elif", b"is", b"yield", b"assert", b"lambda", b"while", b"await")
+_WORDS = (
+    b"return",
+    b"in",
+    b"and",
+    b"or",
+    b"not",
+    b"if",
+    b"else",
+    b"elif",
+    b"is",
+    b"yield",
+    b"assert",
+    b"lambda",
+    b"while",
+    b"await",
+)
 Edit = tuple[int, int, str]
 
 
@@ -36,7 +51,9 @@ def reindented(text: str, old: str, new: str) -> str:
     """Lines that start with `old` start with `new`; others are left alone."""
     if old == new:
         return text
-    return "\n".join(new + line[len(old) :] if line.startswith(old) and line.strip() else line for line in text.split("\n"))
+    return "\n".join(
+        new + line[len(old) :] if line.startswith(old) and line.strip() else line for line in text.split("\n")
+    )
 
 
 def grouping(text: Text, start: int, end: int) -> tuple[int, int] | None:
@@ -72,7 +89,11 @@ def without(text: Text, items: list[tuple[int, int]], gone: set[int], end: int) 
     if not gone:
         return []
     if not kept:
-        return [(items[0][0], end, "")] if text.slice(items[-1][1], end).strip(" \n,") == "" else [(items[0][0], items[-1][1], "")]
+        return (
+            [(items[0][0], end, "")]
+            if text.slice(items[-1][1], end).strip(" \n,") == ""
+            else [(items[0][0], items[-1][1], "")]
+        )
     edits: list[Edit] = []
     run: list[int] = []
     for i in range(len(items)):

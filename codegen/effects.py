@@ -36,7 +36,13 @@ def is_effect(unit: Unit) -> bool:
 
 def assigned(module: Module, name: str) -> set[str]:
     """The attributes that statements of a module set on one of its definitions."""
-    return {t.attr for s in effects(module, {name}) if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Attribute)}
+    return {
+        t.attr
+        for s in effects(module, {name})
+        if isinstance(s, ast.Assign)
+        for t in s.targets
+        if isinstance(t, ast.Attribute)
+    }
 
 
 def _changed(module: Module, statement: ast.stmt) -> str | None:

@@ -218,9 +218,11 @@ class Evaluator(Frame):
                     raise Unknown
                 holds = (left is right) == isinstance(op, ast.Is)
             else:
-                if not (isinstance(left, _PLAIN) or callable(left)) or not (isinstance(right, _PLAIN) or callable(right)):
+                if not (isinstance(left, _PLAIN) or callable(left)) or not (
+                    isinstance(right, _PLAIN) or callable(right)
+                ):
                     raise Unknown
-                if OBJECT in (left, right):
+                if OBJECT in (left, right) or _sizes(left, right, node.left, comparator):
                     raise Unknown
                 holds = bool(_OPERATORS[type(op)](left, right))
             if not holds:
@@ -230,7 +232,9 @@ class Evaluator(Frame):
 
     def value_binop(self, node: ast.BinOp) -> Any:
         left, right = self.plain(node.left), self.plain(node.right)
-        if type(node.op) not in _OPERATORS or isinstance(node.op, ast.Pow) and abs(right) > 64:
+        if type(node.op) not in _OPERATORS or _sizes(left, right, node.left, node.right):
+            raise Unknown
+        if isinstance(node.op, ast.Pow) and abs(right) > 64:
             raise Unknown
         return _OPERATORS[type(node.op)](left, right)
 
@@ -341,6 +345,13 @@ class Evaluator(Frame):
         except Unknown:
             return None
         return value if callable(value) and value is not OBJECT else None
+
+
+def _sizes(left: Any, right: Any, *nodes: ast.expr) -> bool:
+    """Two numbers, none of them a literal: what follows from them must follow from others as well."""
+    literal = any(isinstance(n.operand if isinstance(n, ast.UnaryOp) else n, ast.Constant) for n in nodes)
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (left, right))
+    return numbers and not literal
 
 
 def _is_live(value: Any) -> bool:

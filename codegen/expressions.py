@@ -98,9 +98,13 @@ class Expressions(Reifier):
         key = self.resolve(node.id, node)
         if isinstance(key, Builtin):
             if node.id in _UNDECIDABLE:
-                self.problem(node, f"{node.id} makes the needed names undecidable", "use a dict of the names that may be meant")
+                self.problem(
+                    node, f"{node.id} makes the needed names undecidable", "use a dict of the names that may be meant"
+                )
         elif isinstance(key, Package):
-            self.problem(node, f"the module {key.module!r} is used as a value", "write module.name where the name is needed")
+            self.problem(
+                node, f"the module {key.module!r} is used as a value", "write module.name where the name is needed"
+            )
         elif key is not None:
             self.reference(node, key)
 
@@ -156,7 +160,9 @@ class Expressions(Reifier):
         """Whether an operator, an attribute or a subscript could take hold of the text put in place of `node`."""
         after = bytes(self.text.data[self.text.end(node) : self.text.end(node) + 4]).lstrip()
         before = bytes(self.text.data[max(0, self.text.start(node) - 4) : self.text.start(node)]).rstrip()
-        return after[:1] in b".[*" and bool(after) or before[-1:] in (b"*", b"-", b"+", b"/", b"%", b"@") and bool(before)
+        return (
+            after[:1] in b".[*" and bool(after) or before[-1:] in (b"*", b"-", b"+", b"/", b"%", b"@") and bool(before)
+        )
 
     def reference(self, node: ast.expr, key: Key) -> None:
         """An expression that names a definition or an import."""
@@ -231,7 +237,9 @@ class Expressions(Reifier):
             self._behind(part, live)
             return True
         if self.world.modules.traced(live.__name__):
-            self.problem(node, f"the module {live.__name__!r} is used as a value", "write module.name where the name is needed")
+            self.problem(
+                node, f"the module {live.__name__!r} is used as a value", "write module.name where the name is needed"
+            )
         else:
             self.refer(node, self.world.modules.outside(live.__name__))
         return True
@@ -262,7 +270,11 @@ class Expressions(Reifier):
         for part in chain:
             live = getattr(live, part.attr, None)
             dotted += f".{part.attr}"
-            named = [a.name for s, a in self.module.bindings.get(root.id, []) if isinstance(s, ast.Import) and a and not a.asname]
+            named = [
+                a.name
+                for s, a in self.module.bindings.get(root.id, [])
+                if isinstance(s, ast.Import) and a and not a.asname
+            ]
             if isinstance(live, ModuleType) and dotted in named and dotted == live.__name__:
                 self.refer(part, self.world.modules.outside(live.__name__, spelling=f"import {live.__name__}"))
                 return
@@ -284,7 +296,11 @@ class Expressions(Reifier):
             self.log.fields.add((type(base), node.attr))
             return False
         fixed = (type(base), node.attr) in self.before.fixed_fields and len(self.world.configs[type(base)]) == 1
-        if _is_choice(value) or isinstance(value, enum.Enum) or (fixed and isinstance(value, (str, int, float, type(None)))):
+        if (
+            _is_choice(value)
+            or isinstance(value, enum.Enum)
+            or (fixed and isinstance(value, (str, int, float, type(None))))
+        ):
             if self.substitute(node, value):
                 if _is_choice(value) or isinstance(value, enum.Enum):
                     self.decided(node, _shown(value), used)
@@ -401,7 +417,9 @@ class Expressions(Reifier):
     def expr_joinedstr(self, node: ast.JoinedStr) -> None:
         """Before Python 3.12 places inside f-strings are not to be relied on: then the string is written anew."""
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-        exact = all(self.text.source(n) == n.id for n in names) and not any(isinstance(n, COMPREHENSIONS) for n in ast.walk(node))
+        exact = all(self.text.source(n) == n.id for n in names) and not any(
+            isinstance(n, COMPREHENSIONS) for n in ast.walk(node)
+        )
         if exact or sys.version_info >= (3, 12):
             changes = len(self.edits)
             self.children(node)
@@ -412,12 +430,19 @@ class Expressions(Reifier):
         self._formatted_anew(node)
 
     def _formatted_anew(self, node: ast.JoinedStr) -> None:
-        keys = {n.id: self.resolve(n.id, n) for n in ast.walk(node) if isinstance(n, ast.Name) and self.scope_of(n.id) is None}
+        keys = {
+            n.id: self.resolve(n.id, n)
+            for n in ast.walk(node)
+            if isinstance(n, ast.Name) and self.scope_of(n.id) is None
+        }
         for n in ast.walk(node):
             if isinstance(n, ast.Name) and (scope := self.scope_of(n.id)) is not None:
                 scope.first.setdefault(n.id, "load")
                 scope.loads.add(n.id)
-                if n.id in scope.texts or any(u[0] == "parameter" and self.world.removable((u[1], u[2])) for u in scope.known.get(n.id, (0, ()))[1]):
+                if n.id in scope.texts or any(
+                    u[0] == "parameter" and self.world.removable((u[1], u[2]))
+                    for u in scope.known.get(n.id, (0, ()))[1]
+                ):
                     self.world.stuck.update(u[1] for u in scope.known.get(n.id, (0, ()))[1] if u[0] == "parameter")
         marks = {name: self.mark(key) for name, key in keys.items() if isinstance(key, (Unit, Import))}
         if any(marks):
@@ -445,8 +470,11 @@ class Expressions(Reifier):
 
 def _is_choice(value: Any) -> bool:
     """A class or function as a hyperparameter."""
-    return isinstance(value, type) or inspect.isroutine(value) or type(value).__name__ == "partial" or (
-        callable(value) and inspect.isfunction(getattr(value, "__wrapped__", None))
+    return (
+        isinstance(value, type)
+        or inspect.isroutine(value)
+        or type(value).__name__ == "partial"
+        or (callable(value) and inspect.isfunction(getattr(value, "__wrapped__", None)))
     )
 
 

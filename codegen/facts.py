@@ -85,10 +85,16 @@ class World:
     stuck: set[CodeKey] = field(default_factory=set)  # functions whose parameters stay, for reasons of text
     staying: set[Parameter] = field(default_factory=set)  # parameters and locals that stay, come what may
     constructing: set[CodeKey] = field(default_factory=set)  # functions that run during construction alone
+    settled: int = 0  # rounds walked so far
     dead_attributes: set[str] = field(default_factory=set)
     writers: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (class, method) -> attributes it stores
     kept: set[CodeKey] = field(default_factory=set)  # functions that were asked for by name
     changed: set[str] = field(default_factory=set)  # attributes that public code stores outside construction
+
+    @property
+    def dynamic_names(self) -> set[str]:
+        """Names that stay, because the caller says so."""
+        return {*self.options.keep, *self.options.dynamic}
 
     def is_opaque(self, module: str, qualname: str = "") -> bool:
         """Whether a module or class is to be copied as it is."""
@@ -109,4 +115,10 @@ class World:
         """Whether a parameter leaves the signature and every call."""
         gone = parameter in self.before.fixed or parameter in self.before.dead
         key = parameter[0]
-        return gone and parameter not in self.staying and key not in self.before.pinned and key not in self.before.escaped and key not in self.stuck
+        return (
+            gone
+            and parameter not in self.staying
+            and key not in self.before.pinned
+            and key not in self.before.escaped
+            and key not in self.stuck
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,26 @@ class Marks:
         """The keys that `text` needs, each once, in the order in which it needs them."""
         found = {self._keys[int(m[2])]: None for m in _MARK.finditer(text) if m[1] or not hard_only}
         return list(found)
+
+    def ordered(self, text: str) -> list[Key]:
+        """The keys of `text` in the order of use: what a call is given before what it calls."""
+        try:
+            tree = ast.parse(_MARK.sub(r"_mark\2_", text).replace("\x03", "\n"))
+        except SyntaxError:
+            return self.keys(text)
+        found: dict[Key, None] = {}
+
+        def visit(node: ast.AST) -> None:
+            children = list(ast.iter_child_nodes(node))
+            if isinstance(node, ast.Call):
+                children = [*node.args, *node.keywords, node.func]
+            for child in children:
+                visit(child)
+            if isinstance(node, ast.Name) and (name := re.fullmatch(r"_mark([0-9]+)_", node.id)):
+                found[self._keys[int(name[1])]] = None
+
+        visit(tree)
+        return [*found, *(k for k in self.keys(text) if k not in found)]
 
     def fill(self, text: str, names: Mapping[Key, str]) -> str:
         """`text` with the names in place of the marks."""

@@ -23,8 +23,11 @@ MARKER = "Standalone PyTorch source: needs torch alone."
 
 def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], first: list[Unit]) -> list[Unit]:
     """Parts before wholes, in the order of their first use. Raises `CodegenError` where definitions need each other."""
-    hard = {u: [k for k in world.marks.keys(w.text, hard_only=True) if isinstance(k, Unit) and k != u] for u, w in units.items()}
-    every = {u: [k for k in world.marks.keys(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
+    hard = {
+        u: [k for k in world.marks.keys(w.text, hard_only=True) if isinstance(k, Unit) and k != u]
+        for u, w in units.items()
+    }
+    every = {u: [k for k in world.marks.ordered(w.text) if isinstance(k, Unit) and k != u] for u, w in units.items()}
     done: list[Unit] = []
     stack: list[Unit] = []
 
@@ -43,7 +46,9 @@ def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], firs
             return
         if unit in stack:
             circle = [f"{u.module}.{u.name}" for u in [*stack[stack.index(unit) :], unit]]
-            raise CodegenError([Problem(f"these definitions need each other when they run: {' -> '.join(circle)}", "break the circle")])
+            raise CodegenError(
+                [Problem(f"these definitions need each other when they run: {' -> '.join(circle)}", "break the circle")]
+            )
         stack.append(unit)
         for needed in hard[unit]:
             put(needed)
@@ -81,7 +86,11 @@ def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -
     body = _body(world, units, order, names)
     root, call = world.marks.fill(closure.root, names), world.marks.fill(closure.build, names)
     footer = [build_text(root, call), load_text(root, tied, names[torch], names[json], names[os])]
-    parts = ["\n\n".join(import_lines(imports, names, world.modules)), *body, *(f"\n\n{text.rstrip(chr(10))}" for text in footer)]
+    parts = [
+        "\n\n".join(import_lines(imports, names, world.modules)),
+        *body,
+        *(f"\n\n{text.rstrip(chr(10))}" for text in footer),
+    ]
     code = "from __future__ import annotations\n\n" + "\n".join(parts) + "\n"
     known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}
     code = reflowed(code, known)
@@ -92,7 +101,12 @@ def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -
 
 def _constants_first(world: World, units: Mapping[Unit, Written], order: list[Unit]) -> list[Unit]:
     """Constants that need no other definition stand at the top."""
-    free = [u for u in order if units[u].constant and not [k for k in world.marks.keys(units[u].text, True) if isinstance(k, Unit) and k != u]]
+    free = [
+        u
+        for u in order
+        if units[u].constant
+        and not [k for k in world.marks.keys(units[u].text, True) if isinstance(k, Unit) and k != u]
+    ]
     return [*free, *(u for u in order if u not in set(free))]
 
 
@@ -123,7 +137,11 @@ def tidy(text: str) -> str:
     out: list[str] = []
     for i, line in enumerate(lines):
         following = lines[i + 1] if i + 1 < len(lines) else ""
-        if not line and out and re.match(r"\s*(class|def|async def|if|elif|else|for|while|with|try|except|finally)\b.*:$", out[-1]):
+        if (
+            not line
+            and out
+            and re.match(r"\s*(class|def|async def|if|elif|else|for|while|with|try|except|finally)\b.*:$", out[-1])
+        ):
             continue
         if not line and re.match(r"\s*(elif|else|except|finally)\b", following):
             continue
@@ -135,8 +153,13 @@ def _header(closure: Closure, names: Mapping[Key, str]) -> str:
     world, log = closure.world, closure.world.log
     cls = type(closure.model)
     digest = hashlib.sha256("".join(m.text for m in world.modules.texts()).encode()).hexdigest()[:12]
-    lines = [f"{names.get(Unit(cls.__module__, cls.__qualname__), cls.__qualname__)}, from {cls.__module__} (sources {digest}).", ""]
-    lines.append(MARKER if not world.modules.required else f"{MARKER[:-7]}and {', '.join(sorted(world.modules.required))}.")
+    lines = [
+        f"{names.get(Unit(cls.__module__, cls.__qualname__), cls.__qualname__)}, from {cls.__module__} (sources {digest}).",
+        "",
+    ]
+    lines.append(
+        MARKER if not world.modules.required else f"{MARKER[:-7]}and {', '.join(sorted(world.modules.required))}."
+    )
     decisions = sorted((d.file, d.line, d.expression, d.value) for d in log.decisions)
     if decisions:
         lines += ["Written for one configuration, in which", ""]
@@ -147,7 +170,12 @@ def _header(closure: Closure, names: Mapping[Key, str]) -> str:
         lines += ["", f"{text} of arguments, passed by this configuration, {'is' if count == 1 else 'are'} left out."]
     renamed = [(u, n) for u, n in names.items() if isinstance(u, Unit) and u.name != n]
     if renamed:
-        lines += ["", "Renamed, as two had one name: " + ", ".join(f"{u.module}.{u.name} is {n}" for u, n in sorted(renamed)) + "."]
+        lines += [
+            "",
+            "Renamed, as two had one name: "
+            + ", ".join(f"{u.module}.{u.name} is {n}" for u, n in sorted(renamed))
+            + ".",
+        ]
     text = "\n".join(lines)
     text = text.replace("\\", "\\\\").replace('"""', "'''")
     return text + ("\n" if "\n" in text else "")

@@ -160,7 +160,9 @@ def _stored(statement: ast.stmt) -> list[str]:
             parts = [item.optional_vars for item in statement.items if item.optional_vars]
         elif isinstance(statement, ast.Expr):
             parts = [statement.value]
-        found = [n for part in parts for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        found = [
+            n for part in parts for n in ast.walk(part) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        ]
         inner = {id(x) for part in parts for n in ast.walk(part) for x in _comprehension_targets(n)}
         return [n.id for n in found if id(n) not in inner]
     return []

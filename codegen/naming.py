@@ -76,7 +76,9 @@ def import_lines(imports: Iterable[Import], names: Mapping[Key, str], modules: M
         del bound
     groups: list[str] = []
     for standard in (True, False):
-        lines = sorted((line for s, line in plain if s is standard), key=lambda line: line.removeprefix("import ").lower())
+        lines = sorted(
+            (line for s, line in plain if s is standard), key=lambda line: line.removeprefix("import ").lower()
+        )
         for module in sorted((m for m in froms if _stdlib(m) is standard), key=str.lower):
             lines.append(_from_line(module, froms[module]))
         if lines:

@@ -35,6 +35,7 @@ def _statements(text: str) -> Iterator[tuple[int, int]]:
     """First and last line, from 0, of every logical line without strings or comments over several lines."""
     first: int | None = None
     plain = True
+    last = None
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NEWLINE:
             if first is not None and plain:
@@ -42,11 +43,14 @@ def _statements(text: str) -> Iterator[tuple[int, int]]:
             first, plain = None, True
         elif token.type == tokenize.COMMENT:
             plain = plain and first is None
+        elif token.type == tokenize.STRING and last == tokenize.STRING:
+            plain = False
         elif token.type not in _SKIP:
             if first is None:
                 first = token.start[0] - 1
             if token.start[0] != token.end[0]:
                 plain = False
+        last = token.type if token.type not in (tokenize.NL, tokenize.COMMENT) else last
 
 
 def _laid_out(part: list[str]) -> list[str]:
@@ -54,8 +58,10 @@ def _laid_out(part: list[str]) -> list[str]:
     if any(line.rstrip().endswith("\\") for line in part):
         return part
     if len(part) > 1:
-        if any(line.rstrip().endswith(",") and part[i + 1].lstrip()[:1] in tuple(")]}") for i, line in enumerate(part[:-1])):
-            return part
+        if any(
+            line.rstrip().endswith(",") and part[i + 1].lstrip()[:1] in tuple(")]}") for i, line in enumerate(part[:-1])
+        ):
+            return [new for line in part for new in _opened_line(line)]
         joined = _joined(part)
         if len(indent + joined) <= WIDTH:
             return [indent + joined]
@@ -67,10 +73,25 @@ def _laid_out(part: list[str]) -> list[str]:
     return _opened(part[0].strip(), indent) or part
 
 
+def _opened_line(line: str) -> list[str]:
+    """A line within open brackets, opened up itself when it is too long."""
+    indent = line[: len(line) - len(line.lstrip())]
+    if len(line) <= WIDTH:
+        return [line]
+    comma = "," if line.rstrip().endswith(",") else ""
+    opened = _opened(line.strip().removesuffix(","), indent)
+    return [*opened[:-1], opened[-1] + comma] if opened else [line]
+
+
 def _joined(part: list[str]) -> str:
     text = ""
     for line in (p.strip() for p in part):
-        tight = not text or text[-1] in "([{" or line[:1] in tuple(")]}") or (line.startswith(".") and not line.startswith("..."))
+        tight = (
+            not text
+            or text[-1] in "([{"
+            or line[:1] in tuple(")]}")
+            or (line.startswith(".") and not line.startswith("..."))
+        )
         text += line if tight else f" {line}"
     return re.sub(r"^(return|[\w., :\[\]]+ =) \((.*)\)$", _unwrapped, text)
 

@@ -18,7 +18,16 @@ from .keys import Package, Unit
 from .modules import Module
 from .resolve import Unresolved
 
-_PUBLIC = ("torch", "torch.nn", "torch.nn.functional", "torch.nn.init", "math", "operator", "functools", "torch.utils.checkpoint")
+_PUBLIC = (
+    "torch",
+    "torch.nn",
+    "torch.nn.functional",
+    "torch.nn.init",
+    "math",
+    "operator",
+    "functools",
+    "torch.utils.checkpoint",
+)
 
 
 class Unwritable(Exception):
@@ -104,11 +113,19 @@ class Reifier(Evaluator):
         head, _, rest = qualname.partition(".")
         live = sys.modules.get(module)
         if live is not None and self.world.modules.traced(module):
-            if functools.reduce(lambda o, n: getattr(o, n, None), rest.split(".") if rest else [], getattr(live, head, None)) is value:
+            if (
+                functools.reduce(
+                    lambda o, n: getattr(o, n, None), rest.split(".") if rest else [], getattr(live, head, None)
+                )
+                is value
+            ):
                 key = self.world.modules.resolve(self.world.modules.read(module), head)
                 assert not isinstance(key, Package)
                 return self._mark_of(key) + (f".{rest}" if rest else "")
-            raise Unwritable(f"{module}.{qualname} is not what the module holds under that name", "give it its own name at module level")
+            raise Unwritable(
+                f"{module}.{qualname} is not what the module holds under that name",
+                "give it its own name at module level",
+            )
         for candidate in (*_PUBLIC, module):
             name = getattr(value, "__name__", "")
             if getattr(sys.modules.get(candidate), name, None) is value:
@@ -126,7 +143,9 @@ class Reifier(Evaluator):
     def _lambda(self, value: Any) -> str:
         if value.__closure__:
             names = ", ".join(value.__code__.co_freevars)
-            raise Unwritable(f"a lambda uses {names} of the function around it", "use functools.partial with explicit values")
+            raise Unwritable(
+                f"a lambda uses {names} of the function around it", "use functools.partial with explicit values"
+            )
         module = self.world.modules.read(value.__module__)
         line = value.__code__.co_firstlineno
         found = [n for n in ast.walk(module.tree) if isinstance(n, ast.Lambda) and n.lineno == line]
@@ -157,7 +176,9 @@ class Reifier(Evaluator):
         try:
             arguments = recover.recover(value)
         except recover.NotRecovered as error:
-            raise Unwritable(f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: {error}") from None
+            raise Unwritable(
+                f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: {error}"
+            ) from None
         if isinstance(value, nn.Module) or not recover.rebuilds(value, arguments):
             raise Unwritable(
                 f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: how it was made was not seen",
@@ -185,7 +206,9 @@ class Reifier(Evaluator):
             if name.startswith("**"):
                 parts += [f"{k}={self.reified(v)}" for k, v in items.items()]
             elif name.startswith("*") and items:
-                raise Unwritable(f"{type(value).__qualname__} was called with *{name[1:]}", "pass these arguments by name")
+                raise Unwritable(
+                    f"{type(value).__qualname__} was called with *{name[1:]}", "pass these arguments by name"
+                )
         self.called([key] if key else [])
         return f"{self.reified_class(type(value))}({', '.join(parts)})"
 

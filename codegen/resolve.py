@@ -108,7 +108,9 @@ class Modules:
         if hasattr(builtins, name) or name in ("__name__", "__doc__"):
             return Builtin(name)
         if live is not VARIES:
-            raise Unresolved(f"{name!r} exists at run time, but no statement in the file binds it (globals(), setattr, exec?)")
+            raise Unresolved(
+                f"{name!r} exists at run time, but no statement in the file binds it (globals(), setattr, exec?)"
+            )
         raise Unresolved(f"{name!r} is not defined")
 
     def _module(self, name: str, spelling: str) -> Key | Package:

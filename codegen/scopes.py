@@ -75,17 +75,65 @@ def stores(node: ast.AST) -> dict[str, int]:
 def is_plain(node: ast.AST) -> bool:
     """Whether an expression has no effect and can be left out: names, attributes, literals, arithmetic."""
     allowed = (ast.Name, ast.Attribute, ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp)
-    allowed += (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Subscript, ast.Slice, ast.JoinedStr, ast.FormattedValue, ast.Lambda)
+    allowed += (
+        ast.Tuple,
+        ast.List,
+        ast.Dict,
+        ast.Set,
+        ast.Subscript,
+        ast.Slice,
+        ast.JoinedStr,
+        ast.FormattedValue,
+        ast.Lambda,
+    )
     if isinstance(node, ast.Lambda):
         return True
     rest = (ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
     if isinstance(node, rest):
         return True
     if isinstance(node, ast.Call):
-        pure = {"len", "int", "float", "bool", "str", "min", "max", "abs", "isinstance", "getattr", "hasattr", "tuple", "list", "dict"}
-        pure |= {"set", "sorted", "round", "range", "callable", "issubclass", "sum", "any", "all", "type", "repr", "zip", "enumerate"}
+        pure = {
+            "len",
+            "int",
+            "float",
+            "bool",
+            "str",
+            "min",
+            "max",
+            "abs",
+            "isinstance",
+            "getattr",
+            "hasattr",
+            "tuple",
+            "list",
+            "dict",
+        }
+        pure |= {
+            "set",
+            "sorted",
+            "round",
+            "range",
+            "callable",
+            "issubclass",
+            "sum",
+            "any",
+            "all",
+            "type",
+            "repr",
+            "zip",
+            "enumerate",
+        }
         named = isinstance(node.func, ast.Name) and node.func.id in pure
-        method = isinstance(node.func, ast.Attribute) and node.func.attr in ("items", "keys", "values", "get", "lower", "startswith", "endswith", "format")
+        method = isinstance(node.func, ast.Attribute) and node.func.attr in (
+            "items",
+            "keys",
+            "values",
+            "get",
+            "lower",
+            "startswith",
+            "endswith",
+            "format",
+        )
         parts = [*node.args, *(k.value for k in node.keywords)]
         if isinstance(node.func, ast.Attribute):
             parts.append(node.func.value)

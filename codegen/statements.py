@@ -82,7 +82,9 @@ class Statements(Calls):
     def inline(self, statement: ast.stmt) -> bool:
         """Whether a statement stands on the line of what contains it."""
         line = self.text.starts[statement.lineno - 1]
-        return bool(self.text.data[line : self.text.start(statement)].strip()) and not getattr(statement, "decorator_list", None)
+        return bool(self.text.data[line : self.text.start(statement)].strip()) and not getattr(
+            statement, "decorator_list", None
+        )
 
     def lead(self, node: ast.stmt) -> int:
         """The first of the comment lines directly above a statement, or its own first line."""
@@ -197,12 +199,19 @@ class Statements(Calls):
             value = value.body if found[0] else value.orelse
         if self.opaque or not is_plain(value):
             return False
+        if self.scopes and self.scopes[-1].kind == "class":
+            return isinstance(target, ast.Name) and self.unread(target.id)
         function = self.function
         if isinstance(target, ast.Name) and function is not None and self.scopes[-1].kind == "function":
             local = (function.key, target.id)
             return local in self.before.dead_locals and local not in self.world.staying
         mine = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and function is not None
-        if not mine or function is None or not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
+        if (
+            not mine
+            or function is None
+            or not isinstance(target, ast.Attribute)
+            or not isinstance(target.value, ast.Name)
+        ):
             return False
         if target.value.id != function.self_name or function.owner is None or not function.construction:
             return False
@@ -210,6 +219,10 @@ class Statements(Calls):
             return False
         held = [self.held(i, target.attr) for i in self.world.instances.get(function.owner, ())]
         return not any(isinstance(v, (nn.Module, torch.Tensor)) for v in held)
+
+    def unread(self, name: str) -> bool:
+        """Whether nothing that is retained reads a constant of the class that is being walked."""
+        raise NotImplementedError
 
     def held(self, instance: Any, name: str) -> Any:
         """An attribute of an instance without properties."""
@@ -253,7 +266,9 @@ class Statements(Calls):
         owner = function.owner
         if owner is None or not function.construction:
             return
-        if any(name == target.attr and (issubclass(owner, c) or issubclass(c, owner)) for c, name in self.before.folded):
+        if any(
+            name == target.attr and (issubclass(owner, c) or issubclass(c, owner)) for c, name in self.before.folded
+        ):
             self._fixes(value, fixed=True)
 
     def statement_assert(self, node: ast.Assert) -> tuple[bool, bool]:

@@ -9,7 +9,19 @@ from typing import Any
 
 import torch
 
-_MODULES = ("time", "random", "platform", "socket", "datetime", "uuid", "secrets", "getpass", "pwd", "tempfile", "locale")
+_MODULES = (
+    "time",
+    "random",
+    "platform",
+    "socket",
+    "datetime",
+    "uuid",
+    "secrets",
+    "getpass",
+    "pwd",
+    "tempfile",
+    "locale",
+)
 _TORCH = {
     "torch.cuda": ("is_available", "device_count", "get_device_capability", "get_device_properties", "get_device_name",
                    "current_device", "mem_get_info", "is_bf16_supported", "memory_allocated"),
@@ -68,6 +80,10 @@ def of_value(value: Any) -> str | None:
         return _BY_IDENTITY[id(value)]
     if value is open or value is input:
         return "open" if value is open else "input"
-    if callable(value) and (getattr(value, "__module__", None) or "").partition(".")[0] in ("time", "random", "platform"):
+    if callable(value) and (getattr(value, "__module__", None) or "").partition(".")[0] in (
+        "time",
+        "random",
+        "platform",
+    ):
         return f"{value.__module__}.{getattr(value, '__name__', '')}"
     return None

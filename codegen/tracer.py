@@ -50,7 +50,9 @@ def trace(
     if problems := list(compare.differences(model, record.model)):
         raise CodegenError(problems)
     if record.root() is None and type(model).__init__ is not nn.Module.__init__:
-        raise CodegenError([Problem("build() gives a model that it did not make: the constructor was not seen", "build it anew")])
+        raise CodegenError(
+            [Problem("build() gives a model that it did not make: the constructor was not seen", "build it anew")]
+        )
     world = World(modules, Marks(), record, Options(tuple(keep), tuple(dynamic), tuple(opaque)))
     gather(world, record.model)
     find_writers(world)
@@ -70,12 +72,16 @@ def _source(closure: Closure, model: nn.Module, name: str | None) -> Source:
         compile(text, "model.py", "exec", dont_inherit=True)
     except SyntaxError as error:
         line = text.split("\n")[(error.lineno or 1) - 1]
-        raise CodegenError([Problem(f"this is a bug in codegen: the text does not compile: {error}", "report it", text=line)]) from error
+        raise CodegenError(
+            [Problem(f"this is a bug in codegen: the text does not compile: {error}", "report it", text=line)]
+        ) from error
     root = names[Unit(type(model).__module__, type(model).__qualname__)]
     also = {f.__name__: world.marks.fill(t, names) for f, t in zip(closure.also, closure.also_texts)}
     decisions = tuple(sorted(world.log.decisions, key=lambda d: (d.file, d.line, d.expression)))
     del name
-    return Source(text, root, also=also, decisions=decisions, requirements=tuple(sorted(world.modules.required)), tied=tied)
+    return Source(
+        text, root, also=also, decisions=decisions, requirements=tuple(sorted(world.modules.required)), tied=tied
+    )
 
 
 def _packages(model: nn.Module, also: Iterable[Callable[..., Any]]) -> tuple[str, ...]:
@@ -104,7 +110,9 @@ def rebuilder(model: nn.Module) -> Callable[[], nn.Module]:
     try:
         arguments = recover.recover(model)
     except recover.NotRecovered as error:
-        raise CodegenError([Problem(f"how the model was built cannot be told from it: {error}", "pass build=")]) from None
+        raise CodegenError(
+            [Problem(f"how the model was built cannot be told from it: {error}", "pass build=")]
+        ) from None
     cls = type(model)
 
     def build() -> nn.Module:

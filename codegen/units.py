@@ -65,7 +65,9 @@ def _definition(module: Module, unit: Unit, live: Any) -> ast.stmt:
     if isinstance(live, type):
         firsts = {f.__code__.co_firstlineno for f in vars(live).values() if inspect.isfunction(f)}
         for statement in found:
-            if isinstance(statement, ast.ClassDef) and any(statement.lineno <= i <= (statement.end_lineno or 0) for i in firsts):
+            if isinstance(statement, ast.ClassDef) and any(
+                statement.lineno <= i <= (statement.end_lineno or 0) for i in firsts
+            ):
                 return statement
     return found[-1]
 
@@ -76,10 +78,18 @@ class Units(Configs):
     def guarded(self, node: ast.stmt) -> None:
         """A definition that stands in an `if` about this machine cannot be chosen for another."""
         for outer in ast.walk(self.module.tree):
-            if isinstance(outer, ast.If) and outer.lineno < node.lineno <= (outer.end_lineno or 0) and outer.col_offset < node.col_offset:
+            if (
+                isinstance(outer, ast.If)
+                and outer.lineno < node.lineno <= (outer.end_lineno or 0)
+                and outer.col_offset < node.col_offset
+            ):
                 why = self.taint(outer.test)
                 if why:
-                    self.problem(outer, f"{why} decides which {self.unit.name} there is", "make it an argument of the constructor")
+                    self.problem(
+                        outer,
+                        f"{why} decides which {self.unit.name} there is",
+                        "make it an argument of the constructor",
+                    )
 
     def definition(self, node: ast.stmt) -> str:
         """The text of a function or a class, at no indentation."""

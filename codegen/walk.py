@@ -98,7 +98,7 @@ class Frame:
         return next((s.function for s in reversed(self.scopes) if s.function), None)
 
     def context(self) -> str:
-        """"construction" in code that runs during construction alone, else "runtime"."""
+        """ "construction" in code that runs during construction alone, else "runtime"."""
         for scope in reversed(self.scopes):
             if scope.kind == "expression":
                 continue
