@@ -201,7 +201,7 @@ def gather(world: World, model: nn.Module) -> None:
         elif world.modules.traced(cls.__module__) and not isinstance(value, type):
             if inspect.isroutine(value):
                 continue
-            if config_fields(cls) and not isinstance(value, nn.Module):
+            if config_fields(cls) and not isinstance(value, nn.Module) and _is_plain_config(world, cls):
                 world.configs.setdefault(cls, []).append(value)
                 todo += [getattr(value, name, None) for name in config_fields(cls)]
                 continue
@@ -211,6 +211,12 @@ def gather(world: World, model: nn.Module) -> None:
         elif isinstance(value, nn.Module):
             for base in cls.__mro__:
                 world.instances.setdefault(base, []).append(value)
+
+
+def _is_plain_config(world: World, cls: type) -> bool:
+    """Whether a config class holds fields and no behaviour of packages that the file does not have."""
+    bases = [b for b in cls.__mro__ if b is not object and not world.modules.traced(b.__module__)]
+    return all(b.__module__.partition(".")[0] in ("pydantic", "attr", "attrs", "typing", "abc") for b in bases)
 
 
 def find_writers(world: World) -> None:

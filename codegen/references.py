@@ -214,6 +214,9 @@ class References(Dispatch):
             if isinstance(live, ModuleType) and dotted in named and dotted == live.__name__:
                 self.refer(part, self.world.modules.outside(live.__name__, spelling=f"import {live.__name__}"))
                 return
+            if (unit := self.world.modules.home(live)) is not None:
+                self.reference(part, unit)
+                return
         self.refer(root, key)
 
     def _field(self, node: ast.Attribute) -> bool:
