@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import enum
+import functools
 import inspect
 import sys
 from types import ModuleType
 from typing import Any
+
+from torch import Tensor, nn
 
 from . import edits
 from .evaluate import Unknown
@@ -108,6 +111,13 @@ class Expressions(Reifier):
         elif key is not None:
             self.reference(node, key)
 
+    def _is_thing(self, value: Any) -> bool:
+        """Whether a value is one certain object, which a second call of its class would not give."""
+        if isinstance(value, (nn.Module, Tensor)):
+            return True
+        plain = isinstance(value, (type, enum.Enum, functools.partial)) or inspect.isroutine(value)
+        return not plain and hasattr(value, "__dict__") and not self.world.modules.traced(type(value).__module__)
+
     def _local(self, node: ast.Name, scope: Scope) -> None:
         if node.id in scope.texts:
             self.replace(node, scope.texts[node.id])
@@ -123,7 +133,7 @@ class Expressions(Reifier):
             if own and _is_choice(value) and self.writable(value):
                 self.log.fixed.add((own[0][1], node.id))
             if own and self.world.removable((own[0][1], node.id)):
-                if self.substitute(node, value):
+                if not self._is_thing(value) and self.substitute(node, value):
                     self.log.fixed.add((own[0][1], node.id))
                     return
                 self.world.staying.add((own[0][1], node.id))
