@@ -87,10 +87,12 @@ class Modules:
             assert isinstance(statement, ast.ImportFrom)
             source = module.origin(statement)
             value = _attribute(source, alias.name)
+            if value is VARIES:
+                value = sys.modules.get(f"{source}.{alias.name}", VARIES)  # a package need not hold its modules
             if value is VARIES or (live is not VARIES and value is not live):
                 continue  # the other arm of a try or an if
             if isinstance(value, ModuleType):
-                return self._module(value.__name__, ast.unparse(ast.ImportFrom(statement.module, [alias], 0)))
+                return self._module(value.__name__, ast.unparse(ast.ImportFrom(source, [alias], 0)))
             if self.traced(source):
                 return self.resolve(self.read(source), alias.name)
             return self.outside(source, alias.name, ast.unparse(ast.ImportFrom(source, [alias], 0)))
