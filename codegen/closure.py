@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -211,7 +210,7 @@ def gather(world: World, model: nn.Module) -> None:
         elif world.modules.traced(cls.__module__) and not isinstance(value, type):
             if inspect.isroutine(value):
                 continue
-            if config_fields(cls) and not isinstance(value, nn.Module):
+            if config_fields(cls) and not isinstance(value, nn.Module) and _is_plain_config(world, cls):
                 world.configs.setdefault(cls, []).append(value)
                 todo += [getattr(value, name, None) for name in config_fields(cls)]
                 continue
@@ -221,6 +220,12 @@ def gather(world: World, model: nn.Module) -> None:
         elif isinstance(value, nn.Module):
             for base in cls.__mro__:
                 world.instances.setdefault(base, []).append(value)
+
+
+def _is_plain_config(world: World, cls: type) -> bool:
+    """Whether a config class holds fields and no behaviour of packages that the file does not have."""
+    bases = [b for b in cls.__mro__ if b is not object and not world.modules.traced(b.__module__)]
+    return all(b.__module__.partition(".")[0] in ("pydantic", "attr", "attrs", "typing", "abc") for b in bases)
 
 
 def find_writers(world: World) -> None:
@@ -265,6 +270,3 @@ def process_flags(module: Module) -> list[Problem]:
                 Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno))
             )
     return found
-
-
-__all__ = ["Closure", "find_writers", "gather", "sys"]

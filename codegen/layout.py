@@ -15,7 +15,7 @@ from .footer import build_text, load_text
 from .keys import Import, Key, Unit
 from .modules import STRING_BREAK
 from .naming import import_lines, named
-from .reflow import WIDTH, reflowed
+from .reflow import reflowed
 from .units import Written
 
 MARKER = "Standalone PyTorch source: needs torch alone."
@@ -189,6 +189,3 @@ def emitted_header(text: str) -> str | None:
         raw = text[text.index('"""') + 3 :]
         return raw[: raw.index('"""')]
     return None
-
-
-__all__ = ["WIDTH", "emitted_header", "written_out"]

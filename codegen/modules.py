@@ -152,9 +152,7 @@ def _stored(statement: ast.stmt) -> list[str]:
         parts: list[ast.AST] = []
         if isinstance(statement, ast.Assign):
             parts = [*statement.targets, statement.value]
-        elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
-            parts = [statement.target]
-        elif isinstance(statement, ast.For):
+        elif isinstance(statement, (ast.AnnAssign, ast.AugAssign, ast.For)):
             parts = [statement.target]
         elif isinstance(statement, ast.With):
             parts = [item.optional_vars for item in statement.items if item.optional_vars]

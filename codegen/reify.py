@@ -14,9 +14,9 @@ import torch.nn as nn
 
 from . import recover
 from .evaluate import Evaluator
-from .keys import Package, Unit
+from .keys import Package
 from .modules import Module
-from .resolve import Unresolved
+from .record import code_key, same
 
 _PUBLIC = (
     "torch",
@@ -189,8 +189,6 @@ class Reifier(Evaluator):
 
     def call_text(self, value: Any, arguments: dict[str, Any], starred: dict[str, Any]) -> str:
         """`Class(name=value, ...)` without the parameters that left the signature and those at their defaults."""
-        from .record import code_key, same
-
         init = type(value).__init__
         key = code_key(init)
         parts: list[str] = []
@@ -247,6 +245,3 @@ def _literal(value: Any) -> str:
         inner = text[1:-1].replace("\\'", "'")
         return f'"{inner}"'
     return text
-
-
-__all__ = ["Reifier", "Unit", "Unresolved", "Unwritable", "config_fields"]

@@ -18,7 +18,6 @@ from .layout import emitted_header, written_out
 from .record import watch
 from .resolve import Modules, Unresolved
 from .source import Source
-from .walk import class_key
 
 
 def trace(
@@ -139,6 +138,3 @@ def _tied(model: nn.Module) -> dict[str, str]:
         else:
             first[id(held[name])] = name
     return tied
-
-
-__all__ = ["class_key", "trace"]
