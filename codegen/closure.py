@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -51,6 +52,13 @@ class Closure:
         self._originally: set[str] = set()
         world.kept = {k for f in self.also for k in [code_key(f)] if k}
 
+    @functools.cached_property
+    def _foreign(self) -> bool:
+        """Whether a class has a base of an allowed package, whose code may read any attribute of the model."""
+        bases = {base for cls in self.world.instances for base in cls.__mro__}
+        outside = {base.__module__ for base in bases if not self.world.modules.traced(base.__module__)}
+        return any(name.partition(".")[0] not in ("torch", *sys.stdlib_module_names) for name in outside)
+
     def run(self) -> None:
         """Walk until a round finds what the round before found. Raises `CodegenError` with all problems of the last."""
         for number in range(_MOST_ROUNDS):
@@ -76,7 +84,8 @@ class Closure:
         world.log.remember(before)
         world.settled = number
         world.constructing = {k for k in before.construction() if k in world.record.constants}
-        world.dead_attributes = set() if number < 2 else self._originally - before.reads - world.dynamic_names
+        stay = number < 2 or self._foreign
+        world.dead_attributes = set() if stay else self._originally - before.reads - world.dynamic_names
         walker = self._root_walker()
         texts = [self._root_text(walker)]
         for function in self.also:

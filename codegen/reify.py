@@ -173,13 +173,14 @@ class Reifier(Evaluator):
         return self.call_text(value, {n: seen.arguments[n] for n in names}, seen.arguments)
 
     def _recovered(self, value: Any) -> str:
+        foreign = not self.world.modules.traced(type(value).__module__)
         try:
             arguments = recover.recover(value)
         except recover.NotRecovered as error:
             raise Unwritable(
                 f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: {error}"
             ) from None
-        if isinstance(value, nn.Module) or not recover.rebuilds(value, arguments):
+        if isinstance(value, nn.Module) or not recover.rebuilds(value, arguments, foreign=foreign):
             raise Unwritable(
                 f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: how it was made was not seen",
                 "make it inside build=, or give the constructor the arguments from which it can make it",
