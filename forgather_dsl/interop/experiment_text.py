@@ -12,7 +12,7 @@ __all__ = ["class_name", "experiment_text", "spec_text"]
 
 FINE_TUNING_LR, STEPS, LONGEST = 2e-5, 1000, 1024  # to begin with; a user's to change
 
-_FILE = '''"""{what}, to be trained on.
+_FILE = '''"""{what}, to be trained on from its weights.
 
 python -m forgather_dsl run {file}:{name}
 """
@@ -21,7 +21,7 @@ from forgather_dsl import {imports}
 
 
 class {name}(Experiment):
-    """{what}; it begins with the weights that were imported. Subclass it, or write your own data and numbers here."""
+    """Subclass it, or write your own data and numbers here."""
 
     init_from = {init_from}
     tokenizer = {tokenizer}
@@ -35,9 +35,9 @@ class {name}(Experiment):
 
 
 def class_name(text: str, otherwise: str) -> str:
-    """A name for a class, from that of a folder: `Qwen2.5-0.5B` becomes `Qwen2_5_0_5B`."""
-    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")
-    name = name[:1].upper() + name[1:]
+    """A name for a class, from that of a folder: `tiny-llama` becomes `TinyLlama`, `Qwen2.5-0.5B` becomes `Qwen2_5_0_5B`."""
+    words = [word[0].upper() + word[1:] for word in re.split(r"[\W_]+", text, flags=re.ASCII) if word]
+    name = "".join(f"_{word}" if i and word[0].isdigit() else word for i, word in enumerate(words))
     return name if name.isidentifier() else otherwise
 
 
@@ -47,8 +47,8 @@ def experiment_text(
     """The file of an experiment that trains an imported model on."""
     used = {"AdamW", "Experiment", *_names(tokenizer), *_names(model)}
     return _FILE.format(
-        what=what.replace("\\", "/").replace('"""', "'''"),
-        file=file,
+        what=_in_docstring(what),
+        file=_in_docstring(file),
         name=name,
         imports=_imports(sorted(used, key=lambda word: (not word.isupper(), word))),
         init_from=_text(init_from),
@@ -58,6 +58,10 @@ def experiment_text(
         steps=STEPS,
         lr=FINE_TUNING_LR,
     )
+
+
+def _in_docstring(text: str) -> str:
+    return text.replace("\\", "/").replace('"""', "'''")
 
 
 def spec_text(spec: Lazy[Any]) -> str:

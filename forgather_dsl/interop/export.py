@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..specs import Experiment
-from .folder import SHARD_BYTES, new_folder, require_room
+from .folder import SHARD_BYTES, new_folder, require_new, require_room
 from .outgoing import Outgoing, open_outgoing
 
 __all__ = ["DTYPES", "KINDS", "Exported", "export"]
@@ -55,6 +55,7 @@ def export(
     """
     if kind not in KINDS or (dtype is not None and dtype not in DTYPES):
         raise UserError(f"{kind!r}, {dtype!r}: write one of {', '.join(KINDS)}, and one of {', '.join(DTYPES)}")
+    require_new(out)
     weights = open_outgoing(source, experiment, dtype, shard_bytes, trust=trust)
     _refuse_early(kind, weights)
     words: Any = None
@@ -74,7 +75,7 @@ def export(
         if words is not None and kind != "gguf":
             from .words import write_tokenizer
 
-            write_tokenizer(words, partial, check=proof and kind != "torch")
+            said += write_tokenizer(words, partial, check=proof and kind != "torch")
         files = sorted(os.listdir(partial))
     if words is None and kind != "gguf":
         said.append("no tokenizer was written (--no-tokenizer)")
@@ -104,7 +105,7 @@ def _write(
     if kind == "gguf":
         from .gguf_file import write_gguf
 
-        return write_gguf(weights, into, os.path.basename(os.path.abspath(out)), words)
+        return write_gguf(weights, into, os.path.basename(os.path.abspath(out)), proof, words)
     if kind == "torch":
         from .standalone import write_standalone
 

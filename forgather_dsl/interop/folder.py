@@ -194,6 +194,12 @@ def _begin(file: IO[bytes], entries: Sequence[tuple[str, Stored]]) -> dict[str, 
     return {name: start + begin for name, begin in begins.items()}
 
 
+def require_new(out: str) -> None:
+    """Raises UserError: there is something at `out` already, other than an empty folder."""
+    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        raise UserError(f"--out {out} exists already; choose another folder")
+
+
 def require_room(out: str, total: int) -> None:
     """Raises UserError unless `total` bytes are free where `out` will be."""
     place = os.path.abspath(out)
@@ -212,9 +218,8 @@ def new_folder(out: str) -> Iterator[str]:
 
     Raises UserError: `out` exists, or something cannot be written.
     """
+    require_new(out)
     out = os.path.abspath(out)
-    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-        raise UserError(f"--out {out} exists already; choose another folder")
     partial = os.path.join(os.path.dirname(out), f".{os.path.basename(out)}.partial-{uuid.uuid4().hex[:8]}")
     try:
         os.makedirs(partial)

@@ -66,8 +66,8 @@ def require_gguf(weights: Outgoing, tokenizer: Tokenizer | None, source: str) ->
             raise UserError(f"{error}; write --no-tokenizer for a file of weights alone, or {by_llama_cpp}") from error
 
 
-def write_gguf(weights: Outgoing, into: str, name: str, tokenizer: Tokenizer | None) -> list[str]:
-    """Write `model.gguf` into a folder; returns lines for the user. After `require_gguf`."""
+def write_gguf(weights: Outgoing, into: str, name: str, proof: bool, tokenizer: Tokenizer | None) -> list[str]:
+    """Write `model.gguf` into a folder, and read it back; returns lines for the user. After `require_gguf`."""
     import gguf
 
     model = weights.model
@@ -81,8 +81,12 @@ def write_gguf(weights: Outgoing, into: str, name: str, tokenizer: Tokenizer | N
         writer.add_tokenizer_model("none")
     else:
         add_vocabulary(writer, tokenizer, weights.experiment)
-    _write(gguf, writer, os.path.join(into, "model.gguf"), weights, entries, family)
-    lines = [f"{gguf.MODEL_ARCH_NAMES[arch]}, context of {context}; read back with gguf, not run in llama.cpp"]
+    path = os.path.join(into, "model.gguf")
+    _write(gguf, writer, path, weights, entries, family)
+    if proof:
+        _read_back(gguf, path, weights, entries, family)
+    seen = "read back with gguf, every tensor bit for bit" if proof else "not read back (--no-proof)"
+    lines = [f"{gguf.MODEL_ARCH_NAMES[arch]}, context of {context}; {seen}; llama.cpp itself was not run"]
     if context < weights.experiment.seq_len:
         lines.append(f"llama.cpp knows no window of {context}: the context ends where it would begin to matter")
     if tokenizer is None:
@@ -146,10 +150,29 @@ def _write(gguf: Any, writer: Any, path: str, weights: Outgoing, entries: list[_
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for entry, tensor in zip(entries, _tensors(weights, entries, family)):
-        wanted = tensor.float() if entry.dtype == "F32" else tensor
-        wanted = wanted.contiguous().view(torch.int16) if entry.dtype == "BF16" else wanted.contiguous()
-        writer.write_tensor_data(wanted.numpy())
+        writer.write_tensor_data(_as_stored(entry, tensor).numpy())
     writer.close()
+
+
+def _as_stored(entry: _Entry, tensor: Tensor) -> Tensor:
+    """In its format; bfloat16, which numpy lacks, as whole numbers of the same bits."""
+    wanted = (tensor.float() if entry.dtype == "F32" else tensor).contiguous()
+    return wanted.view(torch.int16) if entry.dtype == "BF16" else wanted
+
+
+def _read_back(gguf: Any, path: str, weights: Outgoing, entries: list[_Entry], family: str) -> None:
+    """Raises UserError: gguf's own reader does not find every tensor, bit for bit."""
+    import numpy as np
+
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    wrong = sorted({entry.name for entry in entries} ^ set(found))
+    for entry, tensor in zip(entries, _tensors(weights, entries, family)):
+        if entry.name in found:
+            there = torch.from_numpy(np.array(found[entry.name].data)).reshape(-1).view(torch.uint8)
+            if not torch.equal(there, _as_stored(entry, tensor).reshape(-1).view(torch.uint8)):
+                wrong.append(entry.name)
+    if wrong:
+        raise UserError(f"what was written is not what gguf reads: {', '.join(wrong[:5])}")
 
 
 def _tensors(weights: Outgoing, entries: list[_Entry], family: str) -> Iterator[Tensor]:

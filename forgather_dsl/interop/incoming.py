@@ -6,11 +6,13 @@ is verified before anything is written, and the directory is there whole or not 
 
 from __future__ import annotations
 
+import keyword
 import os
 import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .. import specs
 from ..dsl import diff, from_dict, load, replace, to_dict
 from ..errors import UserError
 from ..specs import Bytes, HFTokenizer, NormalInit
@@ -19,7 +21,7 @@ from ..train.checkpoint import Source
 from ..train.weights import alone, expected, read_weights, require_same, save_weights
 from .experiment_text import class_name, experiment_text
 from .families import CLASSES, from_config
-from .folder import EMBEDDING, HEAD, TYPES, Folder, new_folder, open_folder, require_room
+from .folder import EMBEDDING, HEAD, TYPES, Folder, new_folder, open_folder, require_new, require_room
 from .resize import NEW_ROWS, Rows, plan_rows
 from .words import GENERATION
 from .words_in import Incoming, read_words
@@ -28,6 +30,7 @@ __all__ = ["Imported", "Vocabulary", "import_folder"]
 
 STEP_0 = os.path.join("checkpoints", "step-00000000")
 OTHER_FILES = 2**25  # bytes
+TAKEN = {*specs.__all__, *keyword.kwlist}
 _TORCH = {name: dtype for dtype, name in TYPES.items()}
 
 
@@ -73,6 +76,7 @@ def import_folder(
     Raises:
         UserError: with everything that is in the way; nothing is left then.
     """
+    require_new(out)
     folder = open_folder(path)
     model = from_config(folder.config, os.path.join(path, "config.json"))
     found = folder.without_copies(model.tie_embeddings)
@@ -87,7 +91,8 @@ def import_folder(
     file = os.path.join(out, "experiment.py")
     longest = folder.config.get("max_position_embeddings")
     longest = longest if isinstance(longest, int) and longest > 0 else 2048
-    what = f"{title} of {os.path.basename(os.path.abspath(path))}"
+    family = CLASSES[folder.config["model_type"]].removesuffix("ForCausalLM")
+    what = f"The {family} of {os.path.basename(os.path.abspath(path))}"
     text = experiment_text(what, file, title, os.path.join(out, STEP_0), spec, model, longest)
     sources = [_source(folder, key, rows) for key in found]
     total = sum(one.size for one in sources)
@@ -125,10 +130,11 @@ def _rows(folder: Folder, model: Any, words: Incoming | None, vocabulary: Vocabu
 
 
 def _title(path: str, name: str | None, family: str) -> str:
-    if name is not None and (not name.isidentifier() or name.startswith("_")):
-        raise UserError(f"--name {name!r} is no name for a class")
+    if name is not None and (not name.isidentifier() or name.startswith("_") or name in TAKEN):
+        raise UserError(f"--name {name!r} is no name for a class of your own")
     otherwise = CLASSES[family].removesuffix("ForCausalLM")
-    return name or class_name(os.path.basename(os.path.abspath(path)), otherwise)
+    found = name or class_name(os.path.basename(os.path.abspath(path)), otherwise)
+    return f"My{found}" if found in TAKEN else found
 
 
 def _source(folder: Folder, name: str, rows: Rows) -> Source:

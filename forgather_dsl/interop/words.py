@@ -20,7 +20,7 @@ from .place import read_config
 
 __all__ = ["begins_texts", "generation_of", "tokenizer_of", "write_tokenizer"]
 
-GENERATION = "generation_config.json"
+GENERATION, GENERIC = "generation_config.json", "PreTrainedTokenizerFast"
 SAMPLES = (
     "def f(x, y=12345):\n\treturn  x * 3.14159  # it's\r\n\n   ",
     "The quick brown fox, caf\u00e9 \u65e5\u672c\u8a9e \U0001f642 don't WON'T 1234567 a\u0301 \u00a0 end",
@@ -79,40 +79,47 @@ def _named(tokenizer: Tokenizer, role: str) -> int | None:
     return tokenizer.loaded.backend.token_to_id(name) if isinstance(name, str) else None
 
 
-def write_tokenizer(tokenizer: Tokenizer, into: str, check: bool) -> None:
-    """Write its files beside the model's.
+def write_tokenizer(tokenizer: Tokenizer, into: str, check: bool) -> list[str]:
+    """Write its files beside the model's; lines for the user.
 
     Args:
-        check: open them with transformers and compare ids of some text; where the class that they name splits it otherwise,
-            they name the class that takes tokenizer.json as it is.
+        check: open them with transformers and compare ids of some text. AutoTokenizer of transformers 5 takes the class of
+            a Qwen model for any tokenizer of one, and that class splits text its own way: then the class to use is said.
 
     Raises:
         UserError: transformers splits text otherwise, whatever class it is told to take.
     """
     tokenizer.save(into)
-    if not check or (wrong := _disagreement(tokenizer, into)) is None:
-        return
+    if not check or (wrong := _disagreement(tokenizer, into, "AutoTokenizer")) is None:
+        return []
     path = os.path.join(into, CONFIG)
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
-    write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-    if _disagreement(tokenizer, into) is not None:
-        raise UserError(f"transformers would split text otherwise than this run: {wrong}; {_LEAVE_OUT}")
+    write_json(path, {**config, "tokenizer_class": GENERIC})  # the class that takes tokenizer.json as it is
+    if _disagreement(tokenizer, into, "AutoTokenizer") is None:
+        return []
+    if (still := _disagreement(tokenizer, into, GENERIC)) is not None:
+        raise UserError(f"transformers would split text otherwise than this run: {still}; {_LEAVE_OUT}")
+    return [f"load the tokenizer with {GENERIC}.from_pretrained: AutoTokenizer splits text otherwise ({wrong})"]
 
 
-def _disagreement(tokenizer: Tokenizer, folder: str) -> str | None:
-    """The first text of some that transformers gives other ids, or None."""
+def _disagreement(tokenizer: Tokenizer, folder: str, kind: str) -> str | None:
+    """The first text of some that a class of transformers gives other ids, or None."""
     import transformers
 
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it warns of models whose code is their own
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        theirs = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a class trips over
         return f"{type(error).__name__}: {error}"
-    eos = tokenizer.loaded.eos
-    for text in (*SAMPLES, f"a{eos}b"):
-        found, ours = theirs(text, add_special_tokens=False)["input_ids"], tokenizer.encode(text)
-        if found != ours:
-            return f"{text!r} becomes {found}, not {ours}"
+    finally:
+        transformers.logging.set_verbosity(level)
     if theirs.eos_token_id != tokenizer.eos_id:
         return f"the end is {theirs.eos_token_id}, not {tokenizer.eos_id}"
+    for text in (*SAMPLES, f"a{tokenizer.loaded.eos}b"):
+        found, ours = theirs(text, add_special_tokens=False)["input_ids"], tokenizer.encode(text)
+        if found != ours:
+            at = next((i for i, (a, b) in enumerate(zip(found, ours)) if a != b), min(len(found), len(ours)))
+            return f"token {at} of {text!r} is {found[at : at + 1]}, not {ours[at : at + 1]}"
     return None

@@ -42,9 +42,9 @@ def refuse_changes(experiment: Experiment, path: str, allow_change: bool) -> lis
         UserError: something changed that would make the run another one, and `allow_change` was not given.
     """
     before = read_config(path)
-    lines, refused = [], []
+    lines, refused, begun = [], [], _reached(path) is not None
     for change in diff(before, experiment):
-        may, why = _may_change(change, before, experiment)
+        may, why = _may_change(change, before, experiment, begun)
         text = f"{change.path}: {_value(change.left)} -> {_value(change.right)}{said_at(experiment, change.path)}"
         (lines if may or allow_change else refused).append(text + (f"; {why}" if why and not may else ""))
     if refused:
@@ -66,7 +66,7 @@ def _value(text: str | None) -> str:
     return "-" if text is None else text
 
 
-def _may_change(change: Difference, before: Experiment, experiment: Experiment) -> tuple[bool, str]:
+def _may_change(change: Difference, before: Experiment, experiment: Experiment, begun: bool) -> tuple[bool, str]:
     """Whether it may, and why not where that is not plain."""
     head = change.path.split(".")[0].split("[")[0]
     if head in STOPS:
@@ -74,6 +74,8 @@ def _may_change(change: Difference, before: Experiment, experiment: Experiment) 
             change.left not in (None, "None") and float(change.right or 0) >= float(change.left or 0)
         )
         return longer, "only a later stop is free"
+    if head == "init_from":
+        return not begun, "a run that has a checkpoint goes on from that, and began with the other"
     if head == "guard" and change.path != "guard.max_skipped":
         free = not (_rolls_back(before) or _rolls_back(experiment))
         return free, "a run that goes back to a checkpoint learns from other data"

@@ -91,7 +91,7 @@ def begin_with(session: Session, path: str) -> None:
         problem = str(error)
     first = next((p for p in session.ranks.gather(problem) if p), None)
     if first is not None or source is None:
-        raise UserError(f"init_from: {first}", exit_code=4)
+        raise UserError(f"init_from: {first}")
     names = list(session.parameters)
     with torch.no_grad():
         for name, tensor in source.read(names, saving.slices(session, names)):
