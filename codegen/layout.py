@@ -107,7 +107,8 @@ def _unmangled(closure: Closure, names: Mapping[Key, str]) -> None:
     """A class whose private names are read from outside keeps its own name. Raises `CodegenError` where it cannot."""
     for unit, name in names.items():
         prefix = f"_{unit.name.lstrip('_')}__"
-        if isinstance(unit, Unit) and name != unit.name and any(r.startswith(prefix) for r in closure.world.log.reads):
+        readers = [u for u, written in closure.units.items() if prefix in written.text]
+        if isinstance(unit, Unit) and name != unit.name and any(u.name != unit.name or u == unit for u in readers):
             reason = (
                 f"two classes are called {unit.name}, and {prefix}... is read by a name that belongs to one of them"
             )
