@@ -7,7 +7,7 @@ Written for one configuration, in which
     forgather_dsl.models.init:41  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
     forgather_dsl.models.llama:106  tie_embeddings  ->  False
 
-10 checks of arguments, passed by this configuration, are left out.
+13 checks of arguments, passed by this configuration, are left out.
 """
 
 from __future__ import annotations
