@@ -6,9 +6,10 @@ import ast
 from typing import Any
 
 from . import edits
-from .evaluate import OBJECT, Unknown
+from .evaluate import OBJECT
 from .scopes import is_plain
 from .statements import Statements
+from .walk import Unknown
 
 _Arm = tuple[ast.expr, list[ast.stmt], ast.If]
 
@@ -23,7 +24,7 @@ class Branches(Statements):
         self.depth -= 1
         return found
 
-    def statement_if(self, node: ast.If) -> tuple[bool, bool]:
+    def _statement_if(self, node: ast.If) -> tuple[bool, bool]:
         if not node.orelse and _raises(node.body) and self._check(node):
             return True, False
         arms, rest = self._chain(node)
@@ -154,7 +155,7 @@ class Branches(Statements):
     def _indent_of(self, body: list[ast.stmt]) -> str:
         return edits.indentation(self.text.line(self.text.first_line(body[0])))
 
-    def statement_match(self, node: ast.Match) -> tuple[bool, bool]:
+    def _statement_match(self, node: ast.Match) -> tuple[bool, bool]:
         chosen = None if self.opaque else self._case(node)
         if chosen is not None:
             case, used = chosen
@@ -204,7 +205,7 @@ class Branches(Statements):
             elif isinstance(part, ast.expr):
                 self.in_role("type", part) if isinstance(pattern, ast.MatchClass) else self.expr(part)
 
-    def statement_for(self, node: ast.For) -> tuple[bool, bool]:
+    def _statement_for(self, node: ast.For) -> tuple[bool, bool]:
         self.expr(node.iter)
         changes = len(self.edits)
         self.expr(node.target)
@@ -222,14 +223,14 @@ class Branches(Statements):
                 self.edits.append((self.text.start(node.target), self.text.end(node.target), "_"))
         return False, False
 
-    def statement_while(self, node: ast.While) -> tuple[bool, bool]:
+    def _statement_while(self, node: ast.While) -> tuple[bool, bool]:
         self.test(node.test)
         self.filled(node.body, self.inner(node.body)[0])
         if node.orelse:
             self.filled(node.orelse, self.inner(node.orelse)[0])
         return False, False
 
-    def statement_with(self, node: ast.With | ast.AsyncWith) -> tuple[bool, bool]:
+    def _statement_with(self, node: ast.With | ast.AsyncWith) -> tuple[bool, bool]:
         for item in node.items:
             self.expr(item.context_expr)
             self.expr(item.optional_vars)
@@ -237,7 +238,7 @@ class Branches(Statements):
         self.filled(node.body, gone)
         return False, stops and False
 
-    def statement_try(self, node: ast.Try) -> tuple[bool, bool]:
+    def _statement_try(self, node: ast.Try) -> tuple[bool, bool]:
         self.trying += 1
         self.filled(node.body, self.inner(node.body)[0])
         self.trying -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
@@ -33,10 +34,17 @@ _FLAGS = (
 class Closure:
     """All units of the file, in the order in which the root needs them."""
 
-    def __init__(self, world: World, model: nn.Module, also: Iterable[Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        world: World,
+        model: nn.Module,
+        also: Iterable[Callable[..., Any]],
+        builder: Callable[[], Any] | None = None,
+    ) -> None:
         self.world = world
         self.model = model  # as it was built while it was watched
         self.also = list(also)
+        self.builder = builder  # its source stands in where the arguments of the root have none
         self.units: dict[Unit, Written] = {}
         self.parents: dict[Unit, Unit] = {}
         self.build = ""  # the call that builds the model
@@ -44,6 +52,13 @@ class Closure:
         self.also_texts: list[str] = []
         self._originally: set[str] = set()
         world.kept = {k for f in self.also for k in [code_key(f)] if k}
+
+    @functools.cached_property
+    def _foreign(self) -> bool:
+        """Whether a class has a base of an allowed package, whose code may read any attribute of the model."""
+        bases = {base for cls in self.world.instances for base in cls.__mro__}
+        outside = {base.__module__ for base in bases if not self.world.modules.traced(base.__module__)}
+        return any(name.partition(".")[0] not in ("torch", *sys.stdlib_module_names) for name in outside)
 
     def run(self) -> None:
         """Walk until a round finds what the round before found. Raises `CodegenError` with all problems of the last."""
@@ -70,7 +85,8 @@ class Closure:
         world.log.remember(before)
         world.settled = number
         world.constructing = {k for k in before.construction() if k in world.record.constants}
-        world.dead_attributes = set() if number < 2 else {a for a in self._originally if a not in before.reads}
+        stay = number < 2 or self._foreign
+        world.dead_attributes = set() if stay else self._originally - before.reads - world.dynamic_names
         walker = self._root_walker()
         texts = [self._root_text(walker)]
         for function in self.also:
@@ -150,9 +166,28 @@ class Closure:
             walker.role = "value"
             self.build = self._call(walker, arguments)
         except (Unwritable, Unresolved) as error:
-            self.world.log.problems.append((None, Problem(f"an argument of {cls.__qualname__}: {error}", error.hint)))
-            self.build = f"{self.root}()"
+            self.build = self._builder_text(walker)
+            if not self.build:
+                self.build = f"{self.root}()"
+                self.world.log.problems.append(
+                    (None, Problem(f"an argument of {cls.__qualname__}: {error}", error.hint))
+                )
         return self.build
+
+    def _builder_text(self, walker: Units) -> str:
+        """A call of the builder, when it is a function at module level of a traced module; else nothing."""
+        builder = self.builder
+        if not inspect.isfunction(builder) or builder.__closure__ or builder.__code__.co_argcount:
+            return ""
+        key = code_key(builder)
+        if key is None or not self.world.modules.traced(key.module) or "<" in builder.__qualname__:
+            return ""
+        try:
+            self.world.kept.add(key)
+            self.world.log.called.setdefault(key, set()).add("construction")
+            return f"{walker.reified(builder)}()"
+        except (Unwritable, Unresolved):
+            return ""
 
     def _call(self, walker: Units, arguments: dict[str, Any]) -> str:
         named = {n: v for n, v in arguments.items() if not n.startswith("*")}
@@ -202,7 +237,7 @@ def gather(world: World, model: nn.Module) -> None:
         elif world.modules.traced(cls.__module__) and not isinstance(value, type):
             if inspect.isroutine(value):
                 continue
-            if config_fields(cls) and not isinstance(value, nn.Module):
+            if config_fields(cls) and not isinstance(value, nn.Module) and _is_plain_config(world, cls):
                 world.configs.setdefault(cls, []).append(value)
                 todo += [getattr(value, name, None) for name in config_fields(cls)]
                 continue
@@ -212,6 +247,12 @@ def gather(world: World, model: nn.Module) -> None:
         elif isinstance(value, nn.Module):
             for base in cls.__mro__:
                 world.instances.setdefault(base, []).append(value)
+
+
+def _is_plain_config(world: World, cls: type) -> bool:
+    """Whether a config class holds fields and no behaviour of packages that the file does not have."""
+    bases = [b for b in cls.__mro__ if b is not object and not world.modules.traced(b.__module__)]
+    return all(b.__module__.partition(".")[0] in ("pydantic", "attr", "attrs", "typing", "abc") for b in bases)
 
 
 def find_writers(world: World) -> None:
@@ -256,6 +297,3 @@ def process_flags(module: Module) -> list[Problem]:
                 Problem(reason, "set it where the model is run", module.file, node.lineno, module.line(node.lineno))
             )
     return found
-
-
-__all__ = ["Closure", "find_writers", "gather", "sys"]

@@ -10,7 +10,6 @@ from . import edits
 from .definitions import Definitions
 from .reify import Unwritable, config_fields
 from .resolve import Unresolved
-from .scopes import FUNCTIONS
 from .walk import Scope
 
 
@@ -117,11 +116,8 @@ class Configs(Definitions):
         outer = self.module, self.text, self.edits, self.scopes
         self.module = self.text = module
         self.edits, self.scopes = [], [Scope("class", {node.name})]
-        self.statement_functiondef(node)
+        self._statement_functiondef(node)
         start, end = module.starts[self.lead(node) - 1], module.starts[node.end_lineno or 0]
         text = edits.applied(module, start, end, self.edits)
         self.module, self.text, self.edits, self.scopes = outer
         return text
-
-
-__all__ = ["FUNCTIONS", "Configs"]

@@ -41,9 +41,9 @@ def drifted(module: Module) -> Problem | None:
 
 def replaced(module: Module, name: str, node: ast.stmt, live: Any) -> Problem | None:
     """A problem when a name of a module no longer holds what its text says."""
-    if isinstance(node, FUNCTIONS) and not node.decorator_list:
-        if not (inspect.isfunction(live) and code_key(live) == (module.name, node.lineno, node.name)):
-            return _changed(module, node, f"{module.name}.{name} was replaced after its definition")
+    plain = isinstance(node, FUNCTIONS) and not node.decorator_list
+    if plain and not (inspect.isfunction(live) and code_key(live) == (module.name, node.lineno, name)):
+        return _changed(module, node, f"{module.name}.{name} was replaced after its definition")
     if isinstance(node, ast.ClassDef) and isinstance(live, type):
         own = assigned(module, name)
         for statement in node.body:
@@ -61,7 +61,9 @@ def _changed_member(statement: ast.stmt, live: type, own: set[str]) -> str | Non
         held = getattr(held, "__func__", held)  # __init_subclass__ and the like
         key = code_key(held) if inspect.isfunction(held) else None
         return (
-            None if key is not None and key.line <= statement.lineno <= key.line + 1 or _made(held) else statement.name
+            None
+            if (key is not None and key.line <= statement.lineno <= key.line + 1) or _made(held)
+            else statement.name
         )
     if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
         name = statement.targets[0].id
@@ -152,6 +154,6 @@ def _same(a: CodeType, b: CodeType) -> bool:
     return all(
         _same(x, y)
         if isinstance(x, CodeType) and isinstance(y, CodeType)
-        else type(x) is type(y) and repr(x) == repr(y)
+        else type(x) is type(y) and (x == y or repr(x) == repr(y))
         for x, y in zip(a.co_consts, b.co_consts)
     )

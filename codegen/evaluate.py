@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import enum
-import inspect
 import operator
 from collections.abc import Callable
 from types import ModuleType
@@ -19,23 +17,10 @@ import torch
 import torch.nn as nn
 
 from . import taint
-from .keys import Builtin, Import, Package, Unit
-from .record import SIMPLE, code_key, same
-from .walk import Frame, Use, class_key, function_keys
-
-
-class Unknown(Exception):
-    """The value is not a frozen fact."""
-
-
-class _Object:
-    """Some module or tensor: all that is known is that it is not None."""
-
-    def __repr__(self) -> str:
-        return "not None"
-
-
-OBJECT: Any = _Object()
+from .attributes import METHODS, OBJECT, Attributes
+from .keys import Unit
+from .record import SIMPLE
+from .walk import Unknown, Use
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
@@ -46,14 +31,11 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Not: lambda v, _: not v, ast.USub: lambda v, _: -v, ast.UAdd: lambda v, _: +v, ast.Invert: lambda v, _: ~v,
 }  # fmt: skip
 _PURE = (isinstance, issubclass, hasattr, getattr, callable, len, int, float, bool, str, abs, min, max, tuple, any, all)
-_METHODS = ("startswith", "endswith", "lower", "upper", "strip", "get", "split", "removeprefix", "removesuffix")
 _PLAIN = (*SIMPLE, type, tuple, list, dict, set, frozenset)
 
 
-class Evaluator(Frame):
+class Evaluator(Attributes):
     """Values of expressions; `used` collects the facts that they rest on."""
-
-    used: list[Use]
 
     def known(self, node: ast.expr) -> tuple[Any, list[Use]]:
         """(value, facts used) of an expression. Raises `Unknown`."""
@@ -83,13 +65,13 @@ class Evaluator(Frame):
             value, used = self.known(test)
         except Unknown:
             return None
-        if value is OBJECT or not isinstance(value, (*_PLAIN, ModuleType)) and not callable(value):
+        if value is OBJECT or (not isinstance(value, (*_PLAIN, ModuleType)) and not callable(value)):
             return None
         return bool(value), used
 
     def value(self, node: ast.expr) -> Any:
         """The value of an expression. Raises `Unknown`, or what the operation raises."""
-        method = getattr(self, f"value_{type(node).__name__.lower()}", None)
+        method = getattr(self, f"_value_{type(node).__name__.lower()}", None)
         if method is None:
             raise Unknown
         return method(node)
@@ -101,10 +83,10 @@ class Evaluator(Frame):
             raise Unknown
         return value
 
-    def value_constant(self, node: ast.Constant) -> Any:
+    def _value_constant(self, node: ast.Constant) -> Any:
         return node.value
 
-    def value_name(self, node: ast.Name) -> Any:
+    def _value_name(self, node: ast.Name) -> Any:
         scope = self.scope_of(node.id)
         if scope is not None:
             if node.id in scope.known:
@@ -123,83 +105,20 @@ class Evaluator(Frame):
             return getattr(builtins, node.id)
         raise Unknown
 
-    def live_of(self, key: Any) -> Any:
-        """The object behind a key."""
-        if isinstance(key, Builtin):
-            return getattr(builtins, key.name)
-        module = self.import_module(key.module)
-        if isinstance(key, Package) or (isinstance(key, Import) and not key.name):
-            return module
-        return getattr(module, key.name)
-
-    def import_module(self, name: str) -> ModuleType:
-        """An imported module by its name. Raises `Unknown`."""
-        import sys
-
-        if name not in sys.modules:
-            raise Unknown
-        return sys.modules[name]
-
-    def value_attribute(self, node: ast.Attribute) -> Any:
+    def _value_attribute(self, node: ast.Attribute) -> Any:
         function = self.function
         if isinstance(node.value, ast.Name) and function and function.owner and node.value.id == function.self_name:
             return self.attribute(function.owner, node.attr)
         base = self.value(node.value)
         return self.attribute_of(base, node.attr)
 
-    def attribute_of(self, base: Any, name: str) -> Any:
-        """A frozen attribute of a known object. Raises `Unknown`."""
-        if base is OBJECT:
-            raise Unknown
-        if isinstance(base, ModuleType):
-            if taint.of_attribute(base, name):
-                raise Unknown
-            return getattr(base, name)
-        if type(base) in self.world.configs:
-            if name in self.world.changed or name in self.world.options.dynamic or not hasattr(base, name):
-                raise Unknown
-            self.used.append(("field", type(base), name))
-            return getattr(base, name)
-        if isinstance(base, enum.Enum) and name in ("value", "name"):
-            return getattr(base, name)
-        if isinstance(base, type) and issubclass(base, enum.Enum):
-            return getattr(base, name)
-        if isinstance(base, type):
-            found = inspect.getattr_static(base, name)
-            if isinstance(found, type) or inspect.isfunction(found):
-                return found
-            raise Unknown
-        if type(base) in self.world.instances:
-            return self.attribute(type(base), name)
-        if isinstance(base, str) and name in _METHODS:
-            return getattr(base, name)
-        raise Unknown
-
-    def attribute(self, cls: type, name: str) -> Any:
-        """An attribute that is the same in all instances of `cls` and never changes. Raises `Unknown`."""
-        if name in self.world.options.dynamic or name in self.world.changed or name in self.before.written:
-            raise Unknown
-        if name in self.before.tainted_attributes or "runtime" in self.before.called.get(class_key(cls), ()):
-            raise Unknown
-        values = [_held(instance, name) for instance in self.world.instances.get(cls, ())]
-        if not values:
-            raise Unknown
-        if all(isinstance(v, (nn.Module, torch.Tensor)) for v in values):
-            return OBJECT
-        if all(same(values[0], v) for v in values[1:]) and not isinstance(values[0], (nn.Module, torch.Tensor)):
-            self.used.append(("attribute", cls, name))
-            return values[0]
-        if all(v is not None for v in values):
-            return OBJECT
-        raise Unknown
-
-    def value_unaryop(self, node: ast.UnaryOp) -> Any:
+    def _value_unaryop(self, node: ast.UnaryOp) -> Any:
         value = self.value(node.operand)
         if isinstance(node.op, ast.Not) and value is not OBJECT and (isinstance(value, _PLAIN) or callable(value)):
             return not value
         return _OPERATORS[type(node.op)](self.plain(node.operand), None)
 
-    def value_boolop(self, node: ast.BoolOp) -> Any:
+    def _value_boolop(self, node: ast.BoolOp) -> Any:
         value: Any = None
         for part in node.values:
             value = self.value(part)
@@ -209,7 +128,7 @@ class Evaluator(Frame):
                 return value
         return value
 
-    def value_compare(self, node: ast.Compare) -> bool:
+    def _value_compare(self, node: ast.Compare) -> bool:
         left = self.value(node.left)
         for op, comparator in zip(node.ops, node.comparators):
             right = self.value(comparator)
@@ -230,7 +149,7 @@ class Evaluator(Frame):
             left = right
         return True
 
-    def value_binop(self, node: ast.BinOp) -> Any:
+    def _value_binop(self, node: ast.BinOp) -> Any:
         left, right = self.plain(node.left), self.plain(node.right)
         if type(node.op) not in _OPERATORS or _sizes(left, right, node.left, node.right):
             raise Unknown
@@ -238,28 +157,28 @@ class Evaluator(Frame):
             raise Unknown
         return _OPERATORS[type(node.op)](left, right)
 
-    def value_ifexp(self, node: ast.IfExp) -> Any:
+    def _value_ifexp(self, node: ast.IfExp) -> Any:
         return self.value(node.body if self.plain(node.test) else node.orelse)
 
-    def value_tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
+    def _value_tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
         return tuple(self.value(x) for x in node.elts)
 
-    def value_list(self, node: ast.List) -> list[Any]:
+    def _value_list(self, node: ast.List) -> list[Any]:
         return [self.value(x) for x in node.elts]
 
-    def value_set(self, node: ast.Set) -> set[Any]:
+    def _value_set(self, node: ast.Set) -> set[Any]:
         return {self.value(x) for x in node.elts}
 
-    def value_subscript(self, node: ast.Subscript) -> Any:
+    def _value_subscript(self, node: ast.Subscript) -> Any:
         base, key = self.value(node.value), self.plain(node.slice)
         if type(base) not in (dict, list, tuple, str) or not isinstance(node.ctx, ast.Load):
             raise Unknown
         return base[key]
 
-    def value_call(self, node: ast.Call) -> Any:
+    def _value_call(self, node: ast.Call) -> Any:
         if node.keywords or any(isinstance(a, ast.Starred) for a in node.args):
             raise Unknown
-        if isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
+        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
             base = self.plain(node.func.value)
             if not isinstance(base, (str, dict)):
                 raise Unknown
@@ -288,56 +207,6 @@ class Evaluator(Frame):
 
     # what belongs to the machine
 
-    def taint(self, node: ast.AST | None) -> str | None:
-        """Why the value of an expression belongs to this machine, or None."""
-        if node is None:
-            return None
-        for part in ast.walk(node):
-            why = self._taint_of(part)
-            if why:
-                return why
-        return None
-
-    def _taint_of(self, node: ast.AST) -> str | None:
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            scope = self.scope_of(node.id)
-            if scope is not None:
-                return scope.tainted.get(node.id)
-            value = vars(self.module.live).get(node.id, getattr(builtins, node.id, None))
-            if (why := self.before.tainted_units.get(Unit(self.module.name, node.id))) is not None:
-                return why
-            home = getattr(value, "__module__", None)
-            name = getattr(value, "__name__", "")
-            if isinstance(home, str) and (why := self.before.tainted_units.get(Unit(home, name))) is not None:
-                return why
-            return None if isinstance(value, ModuleType) else taint.of_value(value)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            function = self.function
-            if isinstance(node.value, ast.Name) and function and node.value.id == function.self_name:
-                return self.before.tainted_attributes.get(node.attr)
-            base = self._module_behind(node.value)
-            if base is not None:
-                return taint.of_attribute(base, node.attr) or self._tainted_unit(base, node.attr)
-        return None
-
-    def _tainted_unit(self, module: ModuleType, name: str) -> str | None:
-        return self.before.tainted_units.get(Unit(module.__name__, name))
-
-    def _module_behind(self, node: ast.AST) -> ModuleType | None:
-        """The module that an expression of names and dots stands for."""
-        if isinstance(node, ast.Name) and self.scope_of(node.id) is None:
-            value = vars(self.module.live).get(node.id)
-        elif isinstance(node, ast.Name):
-            scope = self.scope_of(node.id)
-            key = scope.imports.get(node.id) if scope else None
-            value = self.live_of(key) if key is not None else None
-        elif isinstance(node, ast.Attribute):
-            base = self._module_behind(node.value)
-            value = None if base is None else getattr(base, node.attr, None)
-        else:
-            value = None
-        return value if isinstance(value, ModuleType) else None
-
     def callee(self, node: ast.expr) -> Any:
         """The function or class that a call calls, or None."""
         try:
@@ -356,23 +225,3 @@ def _sizes(left: Any, right: Any, *nodes: ast.expr) -> bool:
 
 def _is_live(value: Any) -> bool:
     return isinstance(value, (nn.Module, torch.Tensor))
-
-
-def _held(instance: Any, name: str) -> Any:
-    """An attribute as the instance or its class holds it. Raises `Unknown` for properties and where there is none."""
-    for store in ("__dict__", "_parameters", "_buffers", "_modules"):
-        held = getattr(instance, store, {})
-        if name in held:
-            return held[name]
-    try:
-        found = inspect.getattr_static(type(instance), name)
-    except AttributeError:
-        raise Unknown from None
-    if isinstance(found, SIMPLE):
-        return found
-    if inspect.isdatadescriptor(found) and not isinstance(found, property) and hasattr(instance, name):
-        return getattr(instance, name)  # a slot
-    raise Unknown
-
-
-__all__ = ["OBJECT", "Evaluator", "Unknown", "code_key", "function_keys"]

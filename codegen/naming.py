@@ -23,30 +23,31 @@ def named(
     for written in units.values():
         for key, names in written.forbidden.items():
             forbidden.setdefault(key, set()).update(names)
-    taken = set(dir(builtins)) | (_RESERVED - own)
-    names: dict[Key, str] = {}
+    taken: set[str] = {*dir(builtins), *(_RESERVED - own)}
+    given: dict[Key, str] = {}
 
     def give(key: Key, wanted: str, *others: str) -> None:
         numbered = [f"{wanted}_{i}" for i in range(2, 1000)]
         for name in (wanted, *others, *numbered):
             if name not in taken and name not in forbidden.get(key, ()) and not keyword.iskeyword(name):
-                names[key] = name
+                given[key] = name
                 taken.add(name)
                 return
 
     classes = [u for u in order if isinstance(units[u].node, ast.ClassDef) and not is_effect(u)]
     rest = [u for u in order if u not in set(classes) and not is_effect(u)]
-    for unit in classes:
+    mangled = [u for u in classes if f"_{u.name.lstrip('_')}__" in units[u].text]  # these cannot give way
+    for unit in dict.fromkeys([*mangled, *classes]):
         give(unit, unit.name, _with_module(unit, classes=True))
     for key in sorted(imports):
         wanted = modules.statement(key)[1]
         if "." in wanted:
-            names[key] = wanted
+            given[key] = wanted
         else:
             give(key, wanted)
     for unit in rest:
         give(unit, unit.name, _with_module(unit, classes=False))
-    return names
+    return given
 
 
 def _with_module(unit: Unit, classes: bool) -> str:

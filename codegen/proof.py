@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from . import weights as files
 from .attempt import flags
+from .compare import unwrapped
 from .errors import CodegenError, Problem
 from .inputs import Inputs, as_sets
 from .isolation import foreign_imports
@@ -74,7 +75,7 @@ def verify(
 
     Raises CodegenError with what differs first, and by how much. The model is left as it was.
     """
-    check = Check(source, model, build, inputs, calls or {}, also, train)
+    check = Check(source, unwrapped(model), build, inputs, calls or {}, also, train)
     with Verifier(workers=1) as verifier:
         result = _settled(verifier, check, _submitted(verifier, check, timeout, weights))
     if isinstance(result, CodegenError):
@@ -85,7 +86,8 @@ def verify(
 def verify_many(checks: Iterable[Check], *, workers: int = 2, timeout: float = 120.0) -> list[Report | CodegenError]:
     """One result for each check, in order. Torch is imported once for all of them; each has its own process."""
     with Verifier(workers) as verifier:
-        waiting = [(check, _submitted(verifier, check, timeout, None)) for check in checks]
+        unwrapping = (replace(check, model=unwrapped(check.model)) for check in checks)
+        waiting = [(check, _submitted(verifier, check, timeout, None)) for check in unwrapping]
         return [_settled(verifier, check, submitted) for check, submitted in waiting]
 
 

@@ -52,13 +52,15 @@ def recover(value: Any) -> dict[str, Any]:
     return found
 
 
-def rebuilds(value: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether these arguments make an equal object: every plain attribute the same."""
+def rebuilds(value: Any, arguments: Mapping[str, Any], *, foreign: bool = False) -> bool:
+    """Whether these arguments make an equal object: every plain attribute the same; of foreign ones every public one."""
     try:
         again = type(value)(**arguments)
     except Exception:
         return False
     mine, theirs = fields_of(value), fields_of(again)
+    if foreign:  # what a model notes on a configuration of its library, it notes on an equal one again
+        mine, theirs = ({k: v for k, v in fields.items() if not k.startswith("_")} for fields in (mine, theirs))
     if not mine and type(value).__module__ == "builtins":
         return False
     return mine.keys() == theirs.keys() and all(_alike(mine[k], theirs[k]) for k in mine)

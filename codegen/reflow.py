@@ -61,7 +61,7 @@ def _laid_out(part: list[str]) -> list[str]:
         if any(
             line.rstrip().endswith(",") and part[i + 1].lstrip()[:1] in tuple(")]}") for i, line in enumerate(part[:-1])
         ):
-            return [new for line in part for new in _opened_line(line)]
+            return [new for line in _closed(part) for new in _opened_line(line)]
         joined = _joined(part)
         if len(indent + joined) <= WIDTH:
             return [indent + joined]
@@ -71,6 +71,30 @@ def _laid_out(part: list[str]) -> list[str]:
     if len(part[0]) <= WIDTH:
         return part
     return _opened(part[0].strip(), indent) or part
+
+
+def _closed(part: list[str]) -> list[str]:
+    """Brackets within a statement that were opened up and fit on one line now."""
+    for start in range(len(part) - 1, 0, -1):
+        line = part[start]
+        if not line.rstrip().endswith(("(", "[", "{")) or line.rstrip() != line:
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        end = next(
+            (
+                i
+                for i in range(start + 1, len(part))
+                if part[i].startswith(indent) and part[i].strip()[:1] in tuple(")]}")
+            ),
+            None,
+        )
+        if end is None or part[end][: len(indent) + 1].isspace():
+            continue
+        inner = part[start + 1 : end]
+        joined = indent + _joined(part[start : end + 1])
+        if inner and not inner[-1].rstrip().endswith(",") and len(joined) <= WIDTH:
+            part = [*part[:start], joined, *part[end + 1 :]]
+    return part
 
 
 def _opened_line(line: str) -> list[str]:

@@ -14,9 +14,9 @@ import torch.nn as nn
 
 from . import recover
 from .evaluate import Evaluator
-from .keys import Package, Unit
+from .keys import Package
 from .modules import Module
-from .resolve import Unresolved
+from .record import code_key, same
 
 _PUBLIC = (
     "torch",
@@ -173,13 +173,14 @@ class Reifier(Evaluator):
         return self.call_text(value, {n: seen.arguments[n] for n in names}, seen.arguments)
 
     def _recovered(self, value: Any) -> str:
+        foreign = not self.world.modules.traced(type(value).__module__)
         try:
             arguments = recover.recover(value)
         except recover.NotRecovered as error:
             raise Unwritable(
                 f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: {error}"
             ) from None
-        if isinstance(value, nn.Module) or not recover.rebuilds(value, arguments):
+        if isinstance(value, nn.Module) or not recover.rebuilds(value, arguments, foreign=foreign):
             raise Unwritable(
                 f"an object of {type(value).__module__}.{type(value).__qualname__} has no source form: how it was made was not seen",
                 "make it inside build=, or give the constructor the arguments from which it can make it",
@@ -188,8 +189,6 @@ class Reifier(Evaluator):
 
     def call_text(self, value: Any, arguments: dict[str, Any], starred: dict[str, Any]) -> str:
         """`Class(name=value, ...)` without the parameters that left the signature and those at their defaults."""
-        from .record import code_key, same
-
         init = type(value).__init__
         key = code_key(init)
         parts: list[str] = []
@@ -246,6 +245,3 @@ def _literal(value: Any) -> str:
         inner = text[1:-1].replace("\\'", "'")
         return f'"{inner}"'
     return text
-
-
-__all__ = ["Reifier", "Unit", "Unresolved", "Unwritable", "config_fields"]

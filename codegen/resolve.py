@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -87,16 +88,31 @@ class Modules:
             assert isinstance(statement, ast.ImportFrom)
             source = module.origin(statement)
             value = _attribute(source, alias.name)
+            if value is VARIES and isinstance(live, ModuleType) and live.__name__ == f"{source}.{alias.name}":
+                value = live
             if value is VARIES or (live is not VARIES and value is not live):
                 continue  # the other arm of a try or an if
             if isinstance(value, ModuleType):
-                return self._module(value.__name__, ast.unparse(ast.ImportFrom(statement.module, [alias], 0)))
+                return self._module(value.__name__, ast.unparse(ast.ImportFrom(source, [alias], 0)))
             if self.traced(source):
                 return self.resolve(self.read(source), alias.name)
+            if (unit := self.home(value)) is not None:
+                return unit
             return self.outside(source, alias.name, ast.unparse(ast.ImportFrom(source, [alias], 0)))
         if any(alias is None for _, alias in found):
             return Unit(module.name, name)
         raise Unresolved(f"cannot tell where {name!r} comes from")
+
+    def home(self, value: object) -> Unit | None:
+        """The traced definition that a module outside only passes on."""
+        module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+        if (
+            not (isinstance(value, type) or inspect.isroutine(value))
+            or not isinstance(module, str)
+            or not self.traced(module)
+        ):
+            return None
+        return Unit(module, name) if getattr(sys.modules.get(module), name, None) is value else None
 
     def _unbound(self, module: Module, name: str, live: object) -> Key | Package | Builtin:
         for statement in module.stars if live is not VARIES else ():

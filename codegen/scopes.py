@@ -61,10 +61,10 @@ def stores(node: ast.AST) -> dict[str, int]:
         names: list[str] = []
         if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load):
             names = [n.id]
-        elif isinstance(n, (ast.MatchAs, ast.MatchStar, ast.ExceptHandler)) and n.name:
-            names = [n.name]
-        elif isinstance(n, (*FUNCTIONS, ast.ClassDef)) and n is not node:
-            names = [n.name]
+        elif isinstance(n, (ast.MatchAs, ast.MatchStar, ast.ExceptHandler)):
+            names = [n.name] if n.name else []
+        elif isinstance(n, (*FUNCTIONS, ast.ClassDef)):
+            names = [n.name] if n is not node else []
         elif isinstance(n, (ast.Import, ast.ImportFrom)):
             names = [(a.asname or a.name).split(".")[0] for a in n.names]
         for name in names:
@@ -72,74 +72,56 @@ def stores(node: ast.AST) -> dict[str, int]:
     return count
 
 
+_OPERATORS = (ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
+_PLAIN = (
+    *(ast.Name, ast.Attribute, ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Tuple),
+    *(ast.List, ast.Dict, ast.Set, ast.Subscript, ast.Slice, ast.JoinedStr, ast.FormattedValue, ast.comprehension),
+    *(ast.Starred, *COMPREHENSIONS),
+)
+_PURE_FUNCTIONS = frozenset(
+    [
+        "len",
+        "int",
+        "float",
+        "bool",
+        "str",
+        "min",
+        "max",
+        "abs",
+        "isinstance",
+        "getattr",
+        "hasattr",
+        "tuple",
+        "list",
+        "dict",
+        "set",
+        "sorted",
+        "round",
+        "range",
+        "callable",
+        "issubclass",
+        "sum",
+        "any",
+        "all",
+        "type",
+        "repr",
+        "zip",
+        "enumerate",
+    ]
+)
+_PURE_METHODS = frozenset(["items", "keys", "values", "get", "lower", "upper", "startswith", "endswith", "format"])
+
+
 def is_plain(node: ast.AST) -> bool:
-    """Whether an expression has no effect and can be left out: names, attributes, literals, arithmetic."""
-    allowed = (ast.Name, ast.Attribute, ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp)
-    allowed += (
-        ast.Tuple,
-        ast.List,
-        ast.Dict,
-        ast.Set,
-        ast.Subscript,
-        ast.Slice,
-        ast.JoinedStr,
-        ast.FormattedValue,
-        ast.Lambda,
-    )
-    if isinstance(node, ast.Lambda):
-        return True
-    rest = (ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
-    if isinstance(node, rest):
+    """Whether an expression has no effect and can be left out: names, attributes, literals, arithmetic, pure builtins."""
+    if isinstance(node, (ast.Lambda, *_OPERATORS)):
         return True
     if isinstance(node, ast.Call):
-        pure = {
-            "len",
-            "int",
-            "float",
-            "bool",
-            "str",
-            "min",
-            "max",
-            "abs",
-            "isinstance",
-            "getattr",
-            "hasattr",
-            "tuple",
-            "list",
-            "dict",
-        }
-        pure |= {
-            "set",
-            "sorted",
-            "round",
-            "range",
-            "callable",
-            "issubclass",
-            "sum",
-            "any",
-            "all",
-            "type",
-            "repr",
-            "zip",
-            "enumerate",
-        }
-        named = isinstance(node.func, ast.Name) and node.func.id in pure
-        method = isinstance(node.func, ast.Attribute) and node.func.attr in (
-            "items",
-            "keys",
-            "values",
-            "get",
-            "lower",
-            "startswith",
-            "endswith",
-            "format",
-        )
-        parts = [*node.args, *(k.value for k in node.keywords)]
+        parts: list[ast.expr] = [*node.args, *(k.value for k in node.keywords)]
         if isinstance(node.func, ast.Attribute):
             parts.append(node.func.value)
-        return (named or method) and all(is_plain(p) for p in parts)
-    if isinstance(node, COMPREHENSIONS):
-        return all(is_plain(c) for c in ast.iter_child_nodes(node))
-    if isinstance(node, (ast.comprehension, ast.Starred)):
-        return all(is_plain(c) for c in ast.iter_child_nodes(node))
-    return isinstance(node, allowed) and all(is_plain(c) for c in ast.iter_child_nodes(node))
+            pure = node.func.attr in _PURE_METHODS
+        else:
+            pure = isinstance(node.func, ast.Name) and node.func.id in _PURE_FUNCTIONS
+        return pure and all(map(is_plain, parts))
+    return isinstance(node, _PLAIN) and all(map(is_plain, ast.iter_child_nodes(node)))

@@ -11,11 +11,9 @@ from . import edits
 from .config import Configs
 from .drift import replaced
 from .effects import is_effect, statement_of
-from .errors import Problem
 from .facts import World
 from .keys import Key, Unit
 from .modules import Module
-from .resolve import Unresolved
 from .scopes import FUNCTIONS
 
 _DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
@@ -159,6 +157,3 @@ class Units(Configs):
         if isinstance(value, (ast.List, ast.Set)) and not any(isinstance(e, ast.Starred) for e in value.elts):
             return len(value.elts) != len(live)
         return False
-
-
-__all__ = ["Problem", "Unresolved", "Written", "write"]

@@ -46,6 +46,10 @@ class Scope:
     function: Function | None = None
 
 
+class Unknown(Exception):
+    """The value is not a frozen fact."""
+
+
 class Frame:
     """What every part of the walk shares."""
 

@@ -96,12 +96,13 @@ def _write(target: str, settings: list[str], out: str, weights: bool, proof: boo
         say(line)
     for name, size in files.items():
         say(f"{os.path.join(out, name)}  {size:,} bytes")
-    say(f"next: python -c 'from model import load_model; ...' in {out}")
+    call = "load_model()" if "model.safetensors" in files else "build_model()"
+    say(f"next: cd {out} && python -i -c 'import model; m = model.{call}'")
 
 
 def _diff(left: str, right: str, settings: list[str], trust: bool, json: bool) -> None:
-    texts = [_text(target, settings, trust).splitlines(keepends=True) for target in (left, right)]
-    lines = list(difflib.unified_diff(*texts, left, right))
+    a, b = (_text(target, settings, trust).splitlines(keepends=True) for target in (left, right))
+    lines = list(difflib.unified_diff(a, b, left, right))
     if json:
         print_json({"left": left, "right": right, "diff": "".join(lines)})
     elif not lines:

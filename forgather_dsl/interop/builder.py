@@ -19,6 +19,7 @@ import torch
 from ..dsl import Call, Cycle, Lazy, build
 from ..dsl.annotations import is_factory
 from ..dsl.build import Calls, callee, parameters, recorded_calls
+from ..dsl.check import said_at
 from ..dsl.errors import place
 from ..dsl.fields import annotation_of
 from ..dsl.graph import join
@@ -46,7 +47,11 @@ def text_of(model: Lazy[Any]) -> Builder:
     with recorded_calls() as calls, torch.device("meta"):
         build(model)
     writer = _Writer(model, calls)
-    root = writer.call(model, {}, "")
+    root: list[str] = []
+    try:
+        root = writer.call(model, {}, "")
+    except NotWritten as reason:
+        writer.tell("", model, reason)
     if writer.problems:
         raise UserError("this model cannot be written as source:\n  " + "\n  ".join(writer.problems))
     body = [*(f"    {line}" for line in writer.shared), f"    return {_wrapped(root, 4)}"]
@@ -72,7 +77,7 @@ class _Writer:
     """One pass over a model: expressions for what is built once, functions for what is built at each call."""
 
     def __init__(self, model: Lazy[Any], calls: Calls) -> None:
-        self.calls = calls
+        self.model, self.calls = model, calls
         self.names = Names()
         self.names.new("build")
         self.functions: list[str] = []
@@ -97,7 +102,7 @@ class _Writer:
             opening = self.names.of(target, path_of if isinstance(path_of, str) else "")
         except NotWritten as reason:
             opening = "None"
-            self._tell(path, lazy, reason)
+            self.tell(path, lazy, reason)
         given = {name: self._argument(lazy, name, value, join(path, name)) for name, value in values.items()}
         said = dict(zip(wanted, wanted)) | given
         order = [name for name in declared or () if name in said]
@@ -113,12 +118,13 @@ class _Writer:
                 return self._function(value, name, self._context(value), path)
             return self._value(value, name, path)
         except NotWritten as reason:
-            self._tell(path, lazy, reason)
+            self.tell(path, lazy, reason)
             return "None"
 
-    def _tell(self, path: str, lazy: Lazy[Any], reason: NotWritten) -> None:
-        line = type(lazy).__line__
-        self.problems.append(f"{path or type(lazy).__name__}: {reason} ({type(lazy).__name__}, {place(*line)})")
+    def tell(self, path: str, lazy: Lazy[Any], reason: NotWritten) -> None:
+        """Keep a problem, with the line that said so."""
+        where = said_at(self.model, path) or f" ({place(*type(lazy).__line__)})"
+        self.problems.append(f"{path or type(lazy).__name__}: {reason}{where}")
 
     def _value(self, value: Any, name: str, path: str) -> str:
         if isinstance(value, Lazy):

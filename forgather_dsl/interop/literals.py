@@ -63,7 +63,12 @@ class Names:
 def _found(thing: Any, declared: str) -> tuple[str, str]:
     own = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     parts = declared.replace(":", ".").split(".")
-    candidates = [own] + [(".".join(parts[:i]), ".".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)]
+    candidates: list[tuple[Any, Any]] = [
+        (".".join(parts[:i]), ".".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)
+    ]
+    if str(own[0]).startswith("torch."):  # as people write it, not where torch happens to define it
+        candidates += [(public, own[1]) for public in ("torch.nn", "torch.nn.functional", "torch")]
+    candidates.append(own)
     for module, qualname in candidates:
         if not module or not qualname or "<" in qualname:
             continue
@@ -73,10 +78,10 @@ def _found(thing: Any, declared: str) -> tuple[str, str]:
             continue
         if found is thing:
             return module, qualname
+    if own[1] and own[1].endswith("<lambda>"):
+        raise NotWritten("a lambda has no name; write a function of the module")
     if own[1] and "<locals>" in own[1]:
         raise NotWritten(f"{own[1]} is defined inside a function, where no import finds it; move it to its module")
-    if own[1] and "<lambda>" in own[1]:
-        raise NotWritten("a lambda has no name; write a function of the module")
     raise NotWritten(f"{thing!r} has no name that an import finds; write a function or class of a module")
 
 

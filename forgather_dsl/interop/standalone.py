@@ -94,7 +94,7 @@ def _proven(model: Lazy[Any], found: Traced, weights: str | None) -> list[str]:
         )
     small = sum(parameter.numel() for parameter in other.build().parameters())
     return [
-        f"proven by a twin of {small:,} parameters, whose file differs in the numbers of build_model alone: "
+        f"proven by a twin of {small:,} parameters, whose file differs in the numbers it is built with alone: "
         f"{check(twin, other, None)}",
         f"not tried: the model itself, whose {parameters:,} parameters are too many to hold twice",
     ]

@@ -25,21 +25,28 @@ def twin_of(model: Lazy[Any]) -> Lazy[Any] | None:
 
 
 def same_code(one: codegen.Source, other: codegen.Source) -> bool:
-    """Whether two emitted files differ in their headers and in the numbers of their build functions alone."""
+    """Whether two emitted files differ in their headers and in the numbers that the model is built with alone."""
     return code_of(one) == code_of(other)
 
 
-def code_of(source: codegen.Source) -> tuple[str, str]:
-    """The text without its header and build function; and that function with every number as 0."""
-    tree, lines = ast.parse(source.text), source.text.split("\n")
+def code_of(source: codegen.Source) -> str:
+    """The text without its header, with 0 for every number in the build function and for every width of a window."""
+    lines = source.text.split("\n")
+    tree = ast.parse(source.text)
     build = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == source.build)
+    numbers = [node for node in ast.walk(build) if _is_number(node)]
+    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "window"]
+    numbers += [node.value for node in keywords if _is_number(node.value)]
+    places = {(node.lineno, node.col_offset, node.end_col_offset) for node in numbers}  # type: ignore[attr-defined]
+    for line, start, end in sorted(places, reverse=True):
+        text = lines[line - 1].encode()
+        lines[line - 1] = (text[:start] + b"0" + text[end:]).decode()
     first = tree.body[1].lineno - 1 if ast.get_docstring(tree) is not None else 0
-    assert build.end_lineno is not None
-    rest = lines[first : build.lineno - 1] + lines[build.end_lineno :]
-    for node in ast.walk(build):
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
-            node.value = 0
-    return "\n".join(rest), ast.unparse(build)
+    return "\n".join(lines[first:])
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool)
 
 
 def _windows(attention: Any) -> list[int]:

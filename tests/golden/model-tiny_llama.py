@@ -1,13 +1,13 @@
-"""Llama, from forgather_dsl.models.llama (sources c6b4d3c7ba20).
+"""Llama, from forgather_dsl.models.llama (sources 087a17eae419).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
 
-    forgather_dsl.models.attention:143  self.q_norm is not None and self.k_norm is not None  ->  False
+    forgather_dsl.models.attention:139  self.q_norm is not None and self.k_norm is not None  ->  False
     forgather_dsl.models.init:41  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
-    forgather_dsl.models.llama:105  tie_embeddings  ->  False
+    forgather_dsl.models.llama:106  tie_embeddings  ->  False
 
-7 checks of arguments, passed by this configuration, are left out.
+10 checks of arguments, passed by this configuration, are left out.
 """
 
 from __future__ import annotations
@@ -56,25 +56,22 @@ class Context:
         The mask is None where none is needed, else 0 and -inf of `dtype`, `[S, K]`, or `[B, 1, S, K]` with documents.
         Raises `ValueError` when the keys are not those of the positions up to `offset + length`.
         """
-        self._check(num_keys)
         if self.documents is None and num_keys == self.length:
             return None, True
-        if self.documents is None and self.length == 1:
+        if self.documents is None and self.length == 1 and num_keys <= self.offset + 1:
             return None, False
         key = (num_keys, num_keys, dtype)
         if key not in self._masks:
             self._masks[key] = self._as_numbers(self._past(num_keys), dtype)
         return self._masks[key], False
 
-    def _check(self, num_keys: int) -> None:
+    def _past(self, num_keys: int) -> torch.Tensor:
+        """Which keys each position may see, bool."""
         if num_keys > self.offset + self.length:
             raise ValueError(
                 f"the cache holds {num_keys - self.length} tokens, but this forward starts at position {self.offset}: "
                 "pass offset=cache.length, or a new KVCache()"
             )
-
-    def _past(self, num_keys: int) -> torch.Tensor:
-        """Which keys each position may see, bool."""
         keys = torch.arange(num_keys, device=self.device)  # counted from the first key, as the queries below
         past = keys <= keys[num_keys - self.length :, None]
         if self.documents is None:
@@ -163,8 +160,7 @@ def _attention(
     flash = mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256
     if groups > 1 and q.is_cuda and not (flash and torch.cuda.get_device_capability(q.device) >= (8, 0)):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    shared = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=shared)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
 class GroupedQueryAttention(nn.Module):
@@ -205,8 +201,7 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer_index, k, v)
         k, v, mask, is_causal = self.visible(k, v, context)
-        dropout = self.dropout if self.training else 0.0
-        y = _attention(q, k, v, mask, dropout, is_causal)
+        y = _attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
 
     def visible(self, k: torch.Tensor, v: torch.Tensor, context: Context) -> Visible:
@@ -340,23 +335,24 @@ class Llama(nn.Module):
         super().__init__()
         layers = nn.ModuleList()
         for i in range(num_layers):
-            block = Block(
-                self_attn=GroupedQueryAttention(
-                    dim=dim,
-                    num_heads=num_heads,
-                    num_kv_heads=num_kv_heads,
-                    head_dim=head_dim,
-                    layer_index=i,
-                    bias=False,
-                    output_bias=False,
-                    dropout=0.0,
-                ),
-                mlp=SwiGLU(dim=dim, ffn_dim=ffn_dim, bias=False),
-                input_layernorm=RMSNorm(dim=dim, eps=1e-05),
-                post_attention_layernorm=RMSNorm(dim=dim, eps=1e-05),
-                dropout=dropout,
+            layers.append(
+                Block(
+                    self_attn=GroupedQueryAttention(
+                        dim=dim,
+                        num_heads=num_heads,
+                        num_kv_heads=num_kv_heads,
+                        head_dim=head_dim,
+                        layer_index=i,
+                        bias=False,
+                        output_bias=False,
+                        dropout=0.0,
+                    ),
+                    mlp=SwiGLU(dim=dim, ffn_dim=ffn_dim, bias=False),
+                    input_layernorm=RMSNorm(dim=dim, eps=1e-05),
+                    post_attention_layernorm=RMSNorm(dim=dim, eps=1e-05),
+                    dropout=dropout,
+                )
             )
-            layers.append(block)
         self.model = Decoder(nn.Embedding(vocab_size, dim), layers, RMSNorm(dim=dim, eps=1e-05))
         self.lm_head = nn.Linear(dim, vocab_size, bias=False)
         self.rope = Rope(head_dim=head_dim, theta=10000.0)
@@ -414,11 +410,6 @@ def _generator_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
 
 
-def _drawn(model: Any, name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
-    return model.init.draw(name, shape, len(model.layers), generator)
-
-
 def _reset(module: Any, generator_seed: int) -> None:
     """Run `reset_parameters` on a copy of the module in fp32 on the CPU, as GPUs draw other numbers; copy the results."""
     scratch = copy.deepcopy(module).to("cpu").float()
@@ -444,7 +435,8 @@ def draw_weights(model: Any, seed: int) -> None:
         if init is not None and _is_plain(module):
             name = names.pop(id(module.weight), None)
             if name is not None:
-                module.weight.copy_(_drawn(model, name, module.weight.shape, seed))
+                generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
+                module.weight.copy_(init.draw(name, module.weight.shape, len(model.layers), generator))
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()
         elif hasattr(module, "reset_parameters"):

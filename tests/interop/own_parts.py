@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 import torch.nn as nn
 
@@ -48,26 +47,23 @@ class Called(Small):
     model = patch(Llama, norm=call("torch.nn:LayerNorm", normalized_shape=(24,), eps=1e-4))
 
 
-class Asks(nn.Module):
-    """Refused: what it does depends on the machine."""
+class Evaluates(nn.Module):
+    """Refused: nobody can tell what it needs."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        import os
-
-        self.fast = os.environ.get("FAST") == "1"
         self.weight = nn.Parameter(torch.ones(dim))
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight if self.fast else x * self.weight * 2
+        return eval("x * self.weight")
 
 
-class Environment(Norm["Asks"]):
+class Evaluated(Norm["Evaluates"]):
     """Builds what cannot be written."""
 
 
-class Dependent(Small):
-    model = patch(Llama, norm=Environment())
+class Refused(Small):
+    model = patch(Llama, norm=Evaluated())
