@@ -39,6 +39,7 @@ def standalone(folder: str, build: str, tied: dict[str, str], on_meta: bool) -> 
     assert spec is not None
     assert spec.loader is not None
     module: types.ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for theirs by name
     spec.loader.exec_module(module)
     with torch.device("meta" if on_meta else "cpu"):
         model = getattr(module, build)()

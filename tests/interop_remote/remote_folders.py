@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ CONFIG = {
 
 def network(source: Source) -> Any:
     """What the text builds, with weights that depend on nothing but names and shapes."""
-    module = types.ModuleType("emitted")
+    module = sys.modules["emitted"] = types.ModuleType("emitted")  # dataclasses look for theirs by name
     exec(source.text, module.__dict__)
     model = getattr(module, source.build)().eval()
     with torch.no_grad():

@@ -52,6 +52,37 @@ HIDDEN_ONLY = OLD_SCHOOL.replace("return self.out(x)", "return {'logits': self.o
 SHARED = OLD_SCHOOL.replace("self.out = ", "self.blocks[1].mix.weight = self.blocks[0].mix.weight\n        self.out = ")
 NO_TOKENS = OLD_SCHOOL.replace("self.words(tokens) + ", "self.words.weight[tokens] + ")
 
+# Its sizes in a dataclass, a tied head with a bias, keyword arguments that have defaults.
+DATA = """
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+
+@dataclasses.dataclass
+class Config:
+    vocab: int = 53
+    dim: int = 24
+
+
+class DataLM(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab, config.dim)
+        self.head = nn.Linear(config.dim, config.vocab)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens, *, scale: float = 1.0):
+        return self.head(torch.tanh(self.embed(tokens).cumsum(1)) * scale)
+
+
+def build_model():
+    return DataLM(Config())
+"""
+
 # A cache that does not do what its name says: it forgets what was before.
 FORGETS = """
 import torch
@@ -80,4 +111,5 @@ def build_model():
 
 def foreign(text: str) -> Source:
     """A model that someone else wrote."""
-    return Source(text, root="ForgetfulLM" if "Forgetful" in text else "OldSchoolLM")
+    root = next(name for name in ("ForgetfulLM", "OldSchoolLM", "DataLM") if f"class {name}(" in text)
+    return Source(text, root=root)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from remote_folders import write
-from remote_foreign import CAPPED, OLD_SCHOOL, foreign
+from remote_foreign import CAPPED, DATA, OLD_SCHOOL, foreign
 from remote_sources import llama
 
 SCRIPT = Path(__file__).with_name("remote_opened.py")
@@ -53,6 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folders")
     sources: dict[str, Any] = {"tied": llama(tied=True), "plain": llama(), "window": llama(window=5), "bf16": llama()}
     sources |= {"dropout": llama(dropout=0.1), "old": foreign(OLD_SCHOOL), "capped": foreign(CAPPED)}
+    sources |= {"data": foreign(DATA)}
     for name, source in sources.items():
         write(root / name, source, dtype=torch.bfloat16 if name == "bf16" else torch.float32)
     return root
