@@ -54,7 +54,8 @@ class Sides:
         config = {name: value for name, value in to_config(MODEL, 512).items() if name != "architectures"}
         self.theirs: Any = LlamaForCausalLM(LlamaConfig(**config))
         self.theirs.load_state_dict(self.ours.state_dict())
-        self.ours.eval(), self.theirs.eval()
+        self.ours.eval()
+        self.theirs.eval()
         tokens = self.tokens(2, 64)
         with torch.no_grad():
             apart = (self.ours(tokens) - self.theirs(tokens).logits).abs().max().item()

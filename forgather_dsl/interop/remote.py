@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -97,12 +98,19 @@ def configuration_of(model: Any, max_position: int, dtype: str, generation: Mapp
         theirs: getattr(model, ours) for ours, theirs in SIZES.items() if isinstance(getattr(model, ours, None), int)
     }
     return {
-        "model_args": to_dict(model),
+        "model_args": _by_name(to_dict(model)),
         **sizes,
         "max_position_embeddings": max_position,
         "torch_dtype": dtype,
         **{name: generation.get(name) for name in SPECIAL},
     }
+
+
+def _by_name(value: Any) -> Any:
+    """Types without the file or module that they are from, which may be a path on this machine."""
+    if isinstance(value, dict):
+        return {key: re.split(r"[:.]", item)[-1] if key == "$type" else _by_name(item) for key, item in value.items()}
+    return [_by_name(item) for item in value] if isinstance(value, list) else value
 
 
 def write_code(into: str, source: Source, config: Mapping[str, Any], proof: bool = True) -> list[str]:

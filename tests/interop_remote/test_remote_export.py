@@ -75,6 +75,11 @@ def test_from_a_run_to_logits(tmp_path: Path) -> None:
     config = json.loads((out / "config.json").read_text())
     assert (config["torch_dtype"], config["vocab_size"], config["max_position_embeddings"]) == ("bfloat16", 257, 32)
     assert config["eos_token_id"] == 256
+    assert config["model_args"]["attention"]["options"][1] == {
+        **config["model_args"]["attention"]["options"][0],
+        "$type": "SlidingWindow",
+        "window": 4,
+    }
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-P", "-c", OPEN, str(out), str(tmp_path / "logits.pt")]
     opened = subprocess.run(command, env=environment, capture_output=True, text=True)
