@@ -28,8 +28,8 @@ bench: $(VENV)/.installed-dev  ## the benchmarks; figures worth keeping go to be
 	$(PY) -m pip install -q -e '.[bench]'
 	$(PY) -m pytest -q --benchmark-only benchmarks
 
-golden: $(VENV)/.installed-dev  ## write the golden snapshots of experiments/ anew, for review in the diff
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_experiments.py
+golden: $(VENV)/.installed-dev  ## write the golden snapshots and models of experiments/ anew, for review in the diff
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_experiments.py tests/codegen/test_golden_models.py
 
 clean:  ## remove the virtual environment and caches of tools
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info build

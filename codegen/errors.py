@@ -18,7 +18,7 @@ class Problem:
     chain: tuple[str, ...] = ()  # why the code is reachable, from the root class to it
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}: " if self.file else ""
+        place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
         lines = [f"{place}{self.reason}"]
         if self.text:
             lines.append(f"    {self.text.strip()}")

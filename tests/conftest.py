@@ -22,6 +22,7 @@ def quiet_and_alone(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_COLOR", "1")
         patch.setenv("COLUMNS", "200")
+        patch.setenv("FORGATHER_NO_MODEL", "1")  # a run of a second would take five; tests that want one say so
         patch.setenv("FORGATHER_CACHE", os.environ.get("FORGATHER_CACHE") or str(tmp_path_factory.mktemp("cache")))
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FORGATHER_RUN"):
             patch.delenv(name, raising=False)

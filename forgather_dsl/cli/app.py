@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, exporting, gallery, importing, listing, planning, saved
+from . import controlling, exporting, gallery, importing, listing, planning, saved, sourcing
 from .arguments import Debug, Json, Settings, Smoke, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
@@ -206,6 +206,9 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="measure the model's parts first, and plan with that")
     ] = False,
+    model: Annotated[
+        bool, typer.Option("--model/--no-model", help="at the end, write the model as one file that needs torch alone")
+    ] = True,
     trust: Annotated[bool, typer.Option("--trust", help="of a run: import the user's own code that it names")] = False,
     debug: Debug = False,
 ) -> None:
@@ -223,7 +226,7 @@ def run(
         if smoke:
             experiment, place = shrunk(experiment, out, resume)
         options = {"resume": resume, "allow_change": allow_change, "target": chosen, "command": sys.argv}
-        Trainer(experiment, out=place, profile=profile, trust=trust, **options).fit()
+        Trainer(experiment, out=place, profile=profile, trust=trust, model=model and not smoke, **options).fit()
 
     _end(work, debug)
 
@@ -269,6 +272,7 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
+app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
 app.command("export", cls=QuickCommand)(exporting.export_verb)
 app.command("import", cls=QuickCommand)(importing.import_verb)
 app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)

@@ -6,9 +6,11 @@ Lazy that was being built.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 from .annotations import is_factory
@@ -20,6 +22,8 @@ from .lazy import Lazy, given
 
 T = TypeVar("T")
 Memo = dict[int, tuple[Any, Lazy[Any]]]
+Calls = dict[int, list[tuple[str, ...]]]
+_calls: ContextVar[Calls | None] = ContextVar("calls", default=None)
 
 
 class Site(NamedTuple):
@@ -124,7 +128,9 @@ class LazyFactory:
         self.lazy, self.site = lazy, site or Site(lazy)
 
     def __call__(self, **context: Any) -> Any:
-        lazy = self.lazy
+        lazy, calls = self.lazy, _calls.get()
+        if calls is not None:
+            calls.setdefault(id(lazy), []).append(tuple(context))
         while hasattr(lazy, "__choose__"):
             lazy = lazy.__choose__(context)  # type: ignore[attr-defined]
         if not isinstance(lazy, Lazy):
@@ -135,6 +141,17 @@ class LazyFactory:
         return f"LazyFactory({self.lazy!r})"
 
 
+@contextlib.contextmanager
+def recorded_calls() -> Iterator[Calls]:
+    """The names of the arguments of every call of a factory from here on, by the id of the factory's Lazy."""
+    calls: Calls = {}
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
 def _wanted(lazy: Lazy[Any], context: Mapping[str, Any]) -> dict[str, Any]:
     hook = getattr(lazy, "__build__", None)
     target, values = (hook, type(lazy).__fields__) if hook is not None else callee(lazy)
@@ -142,15 +159,15 @@ def _wanted(lazy: Lazy[Any], context: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in context.items() if (declared is None or k in declared) and k not in values}
 
 
-def parameters(target: Callable[..., Any]) -> frozenset[str] | None:
-    """Names that a target takes as keywords; None when it takes any."""
+def parameters(target: Callable[..., Any]) -> Mapping[str, None] | None:
+    """Names that a target takes as keywords, in order; None when it takes any."""
     signature = _signature(target)
     if signature is None:
-        return frozenset()
+        return {}
     found = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in found):
         return None
-    return frozenset(p.name for p in found if p.kind is not p.POSITIONAL_ONLY)
+    return dict.fromkeys(p.name for p in found if p.kind is not p.POSITIONAL_ONLY)
 
 
 @functools.lru_cache(maxsize=512)
@@ -169,7 +186,7 @@ def _verify_call(lazy: Lazy[Any], target: Callable[..., Any], values: Mapping[st
     try:
         signature.bind(**values)
     except TypeError as error:
-        cls, known = type(lazy), parameters(target) or frozenset()
+        cls, known = type(lazy), parameters(target) or {}
         found = [f"takes no {name!r}{suggest(name, known, 'it takes')}" for name in values if name not in known]
         required = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name in known]
         absent = [name for name in required if name not in values]

@@ -2,7 +2,7 @@
 
 A value depends on the seed and the parameter's full name alone: each tensor is drawn by a generator of its own, on the
 CPU and in fp32, then copied to where the parameter lives. So a model cut into stages starts with the same numbers as
-the whole one. Linear and embedding weights follow `model.init`; other modules bring a `reset_parameters`.
+the whole one. `initialise` checks and places, `draw_weights` draws.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from forgather_dsl.models.parts import part_of
+
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # what a layer adds to the residual stream
 
 
@@ -22,7 +24,7 @@ class NormalInit:
     """Normal values of mean 0 and standard deviation `std`.
 
     With `depth_scaled`, weights of `o_proj` and `down_proj` have `std / sqrt(2 * num_layers)`, so that the sum of all
-    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3). Raises `ValueError` unless `std > 0`.
+    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3).
     """
 
     def __init__(self, std: float, depth_scaled: bool) -> None:
@@ -43,33 +45,50 @@ class NormalInit:
 
 @torch.no_grad()
 def initialise(model: Any, seed: int, device: torch.device | str | None = None) -> None:
-    """Fill every parameter of `model`, or of the part of it that is not None; first move it to `device` if given.
+    """Fill every parameter of `model`, or of the parts of it that were not dropped; first move it to `device` if given.
 
-    Linear and embedding weights come from `model.init.draw`, their biases are 0. Any other module (and every module
-    of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
-    its name. Tied weights are drawn once, under the embedding's name.
     Raises `ValueError` for what would be left unfilled: a parameter on the meta device, a module without
     `reset_parameters`; and for a `reset_parameters` that spans the layers, which a pipeline stage holds only in part.
     """
-    init = getattr(model, "init", None)
-    _check_fillable(model, init is not None)
+    _check_fillable(model, getattr(model, "init", None) is not None)
     _place(model, device)
     tie_weights(model)
-    owners = tied_names(model)
-    drawn: set[str] = set()
+    draw_weights(model, seed)
+    _draw_tied(model, seed)
+
+
+@torch.no_grad()
+def draw_weights(model: Any, seed: int) -> None:
+    """Fill every parameter of `model` for the first time.
+
+    Linear and embedding weights come from `model.init.draw`, their biases are 0. Any other module (and every module
+    of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
+    its name. A shared weight is drawn once, under its first name.
+    """
+    init = getattr(model, "init", None)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in reversed(list(model.named_modules())):  # children come before what holds them
-        if init is None or not _is_plain(module):
-            if hasattr(module, "reset_parameters"):
-                _reset(module, _generator_seed(seed, path))
-            continue
-        for key, parameter in module.named_parameters(recurse=False):
-            name = owners.get(f"{path}.{key}", f"{path}.{key}")
-            if key == "bias":
-                parameter.zero_()
-            elif name not in drawn:
-                drawn.add(name)
+        if init is not None and _is_plain(module):
+            name = names.pop(id(module.weight), None)
+            if name is not None:
                 generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
-                parameter.copy_(init.draw(name, parameter.shape, len(model.layers), generator))
+                module.weight.copy_(init.draw(name, module.weight.shape, len(model.layers), generator))
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+        elif hasattr(module, "reset_parameters"):
+            _reset(module, _generator_seed(seed, path))
+
+
+def _draw_tied(model: Any, seed: int) -> None:
+    """Draw weights that have another name here than in the whole model: a stage may hold the head of a tied pair alone."""
+    if getattr(model, "init", None) is None:
+        return
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = tied_names(model).get(name)
+        if owner is not None and names[id(parameter)] != owner:
+            generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, owner))
+            parameter.copy_(model.init.draw(owner, parameter.shape, len(model.layers), generator))
 
 
 def tie_weights(model: Any) -> None:
@@ -77,8 +96,10 @@ def tie_weights(model: Any) -> None:
 
     Needed after `to_empty`, which gives each of the two a Parameter of its own.
     """
-    if getattr(model, "tied", False) and model.embed is not None and model.head is not None:
-        model.head.weight = model.embed.weight
+    if getattr(model, "tied", False):
+        embed, head = part_of(model, "embed"), part_of(model, "head")
+        if embed is not None and head is not None:
+            head.weight = embed.weight
 
 
 def tied_names(model: Any) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """Decoder-only transformers of the Llama family: Llama 2 and 3, Mistral, Qwen 2 and 3, by choice of parts.
 
 Token ids `[batch, seq]` in, logits `[batch, seq, vocab]` out. The parts (norm, attention, mlp, rope) are factories,
-called once per place. Parameters carry the names of transformers, so its checkpoints load without renaming.
-A pipeline stage sets what it does not own to None (`layers[i]`, `embed`, `norm`, `head`) and calls the rest itself;
-`forward` is for the whole model.
+called once per place. Constructing on the meta device is free; it raises `ValueError` for sizes that make no model.
+Parameters carry the names of transformers, so its checkpoints load without renaming. A pipeline stage drops what it does
+not own (see `parts`) and calls the rest itself; `forward` is for the whole model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -18,14 +18,6 @@ import torch.nn.functional as F
 from forgather_dsl.models.attention import Context
 from forgather_dsl.models.cache import KVCache
 from forgather_dsl.models.rope import NoRope, Rope
-
-
-class Initialiser(Protocol):
-    """What draws the weights of linear and embedding layers; see `forgather_dsl.models.init.NormalInit`."""
-
-    def draw(self, name: str, shape: torch.Size, num_layers: int, generator: torch.Generator) -> torch.Tensor:
-        """The values of the weight called `name`, fp32 on the CPU."""
-        ...
 
 
 class Block(nn.Module):
@@ -54,24 +46,24 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and final norm under the names that transformers gives them; `Llama` runs them."""
+    """Embedding, layers and final norm, under the names that transformers gives them."""
 
-    def __init__(self, embed_tokens: nn.Module, layers: nn.ModuleList, norm: nn.Module) -> None:
+    def __init__(self, embed_tokens: nn.Embedding, layers: nn.ModuleList, norm: nn.Module) -> None:
         super().__init__()
-        self.embed_tokens: nn.Module | None = embed_tokens
+        self.embed_tokens = embed_tokens
         self.layers = layers
-        self.norm: nn.Module | None = norm
+        self.norm = norm
+
+    def forward(self, tokens: torch.Tensor, context: Context, cache: KVCache | None) -> torch.Tensor:
+        """`tokens [batch, seq]` to hidden states `[batch, seq, dim]`."""
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, context, cache)
+        return self.norm(x)
 
 
 class Llama(nn.Module):
-    """A causal language model.
-
-    Factories are called as `norm(dim=, layer_index=)` (the final norm with `layer_index=num_layers`),
-    `attention(dim=, num_heads=, num_kv_heads=, head_dim=, layer_index=)`, `mlp(dim=, ffn_dim=, layer_index=)` and
-    `rope(head_dim=)`. `head_dim=None` is `dim / num_heads`; `init` is what `initialise` draws with.
-    Constructing on the meta device is free; weights are meaningless until `initialise` or a checkpoint fills them.
-    Raises `ValueError` for sizes that are not positive or do not divide.
-    """
+    """A causal language model. Its weights are meaningless before `draw_weights` or a checkpoint fills them."""
 
     def __init__(
         self,
@@ -79,77 +71,48 @@ class Llama(nn.Module):
         num_layers: int,
         num_heads: int,
         num_kv_heads: int,
-        head_dim: int | None,
+        head_dim: int,
         ffn_dim: int,
         vocab_size: int,
-        norm: Callable[..., nn.Module],
-        attention: Callable[..., nn.Module],
-        mlp: Callable[..., nn.Module],
-        rope: Callable[..., Rope | NoRope],
+        norm: Callable[..., nn.Module],  # called as norm(dim=, layer_index=), the final one with layer_index=num_layers
+        attention: Callable[..., nn.Module],  # attention(dim=, num_heads=, num_kv_heads=, head_dim=, layer_index=)
+        mlp: Callable[..., nn.Module],  # mlp(dim=, ffn_dim=, layer_index=)
+        rope: Callable[..., Rope | NoRope],  # rope(head_dim=)
         tie_embeddings: bool,
-        dropout: float,
-        init: Initialiser,
+        dropout: float,  # of what each block adds to the residual stream
+        init: Any,  # draws the weights of linear and embedding layers, as models.init.NormalInit does
     ) -> None:
         super().__init__()
-        sizes = {"dim": dim, "num_layers": num_layers, "num_heads": num_heads, "vocab_size": vocab_size}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}={size} makes no model: write {name} >= 1")
-        head_dim = _head_dim(dim, num_heads, head_dim)
+        if min(dim, num_layers, num_heads, head_dim, vocab_size) < 1:
+            sizes = f"dim={dim}, num_layers={num_layers}, num_heads={num_heads}, head_dim={head_dim}, {vocab_size=}"
+            raise ValueError(f"{sizes} makes no model: write numbers from 1 up")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} is a probability: write 0 <= dropout < 1")
-        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
         layers = nn.ModuleList()
         for i in range(num_layers):
-            block = Block(
-                self_attn=attention(dim=dim, **heads, layer_index=i),
-                mlp=mlp(dim=dim, ffn_dim=ffn_dim, layer_index=i),
-                input_layernorm=norm(dim=dim, layer_index=i),
-                post_attention_layernorm=norm(dim=dim, layer_index=i),
-                dropout=dropout,
+            layers.append(
+                Block(
+                    self_attn=attention(
+                        dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, layer_index=i
+                    ),
+                    mlp=mlp(dim=dim, ffn_dim=ffn_dim, layer_index=i),
+                    input_layernorm=norm(dim=dim, layer_index=i),
+                    post_attention_layernorm=norm(dim=dim, layer_index=i),
+                    dropout=dropout,
+                )
             )
-            layers.append(block)
-        embed, head = nn.Embedding(vocab_size, dim), nn.Linear(dim, vocab_size, bias=False)
+        self.model = Decoder(nn.Embedding(vocab_size, dim), layers, norm(dim=dim, layer_index=num_layers))
+        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
         if tie_embeddings:
-            head.weight = embed.weight
-        self.model = Decoder(embed, layers, norm(dim=dim, layer_index=num_layers))
-        self.lm_head: nn.Module | None = head
+            self.lm_head.weight = self.model.embed_tokens.weight
         self.rope = rope(head_dim=head_dim)
         self.init = init
         self.tied = tie_embeddings
-        self.dropout = _largest_dropout(layers)  # 0.0 says that a training forward draws no random numbers
-
-    @property
-    def embed(self) -> nn.Module | None:
-        """Token embedding, `[batch, seq]` ids to `[batch, seq, dim]`; may be set to None, nothing else."""
-        return self.model.embed_tokens
-
-    @embed.setter
-    def embed(self, nothing: None) -> None:
-        self.model.embed_tokens = nothing
 
     @property
     def layers(self) -> nn.ModuleList:
-        """All layers by global index, called `layer(x, context, cache)`; entries may be set to None."""
+        """All layers by global index, called `layer(x, context, cache)`."""
         return self.model.layers
-
-    @property
-    def norm(self) -> nn.Module | None:
-        """The norm before the head; may be set to None, nothing else."""
-        return self.model.norm
-
-    @norm.setter
-    def norm(self, nothing: None) -> None:
-        self.model.norm = nothing
-
-    @property
-    def head(self) -> nn.Module | None:
-        """Hidden states to logits `[batch, seq, vocab]`; may be set to None, nothing else."""
-        return self.lm_head
-
-    @head.setter
-    def head(self, nothing: None) -> None:
-        self.lm_head = nothing
 
     @property
     def tied_weights(self) -> dict[str, str]:
@@ -159,7 +122,7 @@ class Llama(nn.Module):
     def context(self, length: int, offset: int, documents: torch.Tensor | None, device: torch.device | str) -> Context:
         """What the layers need to know of the positions `offset .. offset + length`; needs none of the weights.
 
-        `documents` are ids `[batch, length]` or None: attention never crosses from one id to another.
+        `documents` are ids `[batch, offset + length]` or None: attention never crosses from one id to another.
         """
         positions = torch.arange(offset, offset + length, device=device)
         return Context(self.rope.tables(positions, device), length, offset, documents, device)
@@ -167,38 +130,10 @@ class Llama(nn.Module):
     def forward(
         self, tokens: torch.Tensor, documents: torch.Tensor | None = None, cache: KVCache | None = None
     ) -> torch.Tensor:
-        """Logits `[batch, seq, vocab]` of `tokens [batch, seq]`, which follow those in the cache if there is one."""
+        """Logits `[batch, seq, vocab]` of `tokens [batch, seq]`, which follow those in the cache if there is one.
+
+        `documents` are ids that attention never crosses, of the cached tokens and the new ones.
+        """
         offset = 0 if cache is None else cache.length
         context = self.context(tokens.shape[1], offset, documents, tokens.device)
-        embed, norm, head = self.embed, self.norm, self.head
-        if embed is None or norm is None or head is None:
-            raise ValueError(
-                "this model holds one pipeline stage only, and forward needs all of it: run its parts through the "
-                "stage, or build the whole model"
-            )
-        x = embed(tokens)
-        for layer in self.layers:
-            x = layer(x, context, cache)
-        return head(norm(x))
-
-
-def _largest_dropout(layers: nn.ModuleList) -> float:
-    probabilities = [0.0]
-    for module in layers.modules():
-        p = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
-        if isinstance(p, float):
-            probabilities.append(p)
-    return max(probabilities)
-
-
-def _head_dim(dim: int, num_heads: int, head_dim: int | None) -> int:
-    if head_dim is None:
-        if dim % num_heads:
-            nearest = max(num_heads, round(dim / num_heads) * num_heads)
-            raise ValueError(
-                f"dim={dim} does not divide into num_heads={num_heads} heads: write dim={nearest}, or give head_dim"
-            )
-        return dim // num_heads
-    if head_dim < 1:
-        raise ValueError(f"head_dim={head_dim} makes no head: write head_dim >= 1, or None for dim / num_heads")
-    return head_dim
+        return self.lm_head(self.model(tokens, context, cache))

@@ -1,5 +1,6 @@
 """Feed-forward layers: `[batch, seq, dim] -> [batch, seq, dim]` through `ffn_dim` hidden features.
 
+Constructors raise `ValueError` unless `ffn_dim` is positive.
 Parameters carry the names of transformers (`gate_proj`, `up_proj`, `down_proj`), so weights move without renaming.
 """
 
@@ -11,10 +12,7 @@ import torch.nn.functional as F
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, the MLP of Llama (Shazeer, arXiv:2002.05202).
-
-    Raises `ValueError` when `ffn_dim` is not positive.
-    """
+    """`down(silu(gate(x)) * up(x))`, the MLP of Llama (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, dim: int, ffn_dim: int, bias: bool) -> None:
         super().__init__()
@@ -29,10 +27,7 @@ class SwiGLU(nn.Module):
 
 
 class GELUMLP(nn.Module):
-    """`down(gelu(up(x)))` with the exact GELU (Hendrycks and Gimpel, arXiv:1606.08415), not its tanh approximation.
-
-    Raises `ValueError` when `ffn_dim` is not positive.
-    """
+    """`down(gelu(up(x)))` with the exact GELU (Hendrycks and Gimpel, arXiv:1606.08415), not its tanh approximation."""
 
     def __init__(self, dim: int, ffn_dim: int, bias: bool) -> None:
         super().__init__()
@@ -46,10 +41,7 @@ class GELUMLP(nn.Module):
 
 
 class ReLUSquaredMLP(nn.Module):
-    """`down(relu(up(x))**2)`, found by search in Primer (So et al., arXiv:2109.08668).
-
-    Raises `ValueError` when `ffn_dim` is not positive.
-    """
+    """`down(relu(up(x))**2)`, found by search in Primer (So et al., arXiv:2109.08668)."""
 
     def __init__(self, dim: int, ffn_dim: int, bias: bool) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Normalisation layers over the last dimension: a size and an epsilon in, a module `[..., dim] -> [..., dim]` out.
 
+Constructors raise `ValueError` unless both are positive.
+
 Both call torch's fused functions, which compute in fp32 inside whatever the dtype of the input. So autocast is off around
 them: on CUDA it would hand them an fp32 copy to keep, and every linear layer behind an fp32 result to cast and keep.
 """
@@ -14,10 +16,7 @@ import torch.nn.functional as F
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x**2) + eps) * weight` over the last dimension (Zhang and Sennrich, arXiv:1910.07467).
-
-    Raises `ValueError` when `dim` or `eps` is not positive.
-    """
+    """`x / sqrt(mean(x**2) + eps) * weight` over the last dimension (Zhang and Sennrich, arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -42,10 +41,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension (Ba et al., arXiv:1607.06450).
-
-    Raises `ValueError` when `dim` or `eps` is not positive.
-    """
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension (Ba et al., arXiv:1607.06450)."""
 
     def __init__(self, dim: int, eps: float, bias: bool) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 Halves are paired, feature i with i + head_dim/2, as transformers stores them (not neighbours, as the paper draws them).
 The sine table carries the sign of the rotation: `x * cos + x.roll(head_dim/2) * sin` gives the bits of the usual
 `rotate_half` form in about half its time on CPU (measured, forward and backward). Nothing is kept as a buffer, so
-nothing is lost when a model is built on the meta device.
+nothing is lost when a model is built on the meta device. Constructors raise `ValueError` for numbers that cannot be.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 class Rope(nn.Module):
-    """Rotation by `position * theta**(-2i/head_dim)` in each of the head_dim/2 planes.
-
-    Raises `ValueError` when `head_dim` is odd or `theta` not above 1.
-    """
+    """Rotation by `position * theta**(-2i/head_dim)` in each of the head_dim/2 planes."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
@@ -55,7 +52,6 @@ class Llama3Rope(Rope):
 
     Wavelengths shorter than `original_max_position / high_freq_factor` stay, those longer than
     `original_max_position / low_freq_factor` grow by `factor`, those between are blended.
-    Raises `ValueError` as `Rope` does, and when the factors are out of order.
     """
 
     def __init__(

@@ -293,7 +293,7 @@ class Pipeline:
     @contextmanager
     def _generator_kept(self) -> Iterator[None]:
         """Leave the global generators as they were: layers with dropout reseed them, differently on each rank."""
-        if any(stage.model.dropout > 0 for stage in self.stages.values()):
+        if any(stage.dropout > 0 for stage in self.stages.values()):
             with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
                 yield
         else:

@@ -16,6 +16,7 @@ import torch.nn as nn
 
 from forgather_dsl.data.loader import IGNORED
 from forgather_dsl.models.init import initialise
+from forgather_dsl.models.parts import drop_part, part_of
 from forgather_dsl.parallel.deferred import WeightGradients, accumulate_weight
 from forgather_dsl.parallel.stage import path_of
 
@@ -98,7 +99,7 @@ class HeadShard:
         device: torch.device,
         autocast: torch.dtype | None = None,
     ) -> None:
-        head = model.head
+        head = part_of(model, "head")
         if type(head) is not nn.Linear or head.bias is not None:
             raise ValueError(
                 f"the head is {head}, and only a plain nn.Linear without bias can be spread: leave out spread_head"
@@ -113,7 +114,8 @@ class HeadShard:
         self.rows = rows_of(self.vocab_size, shard, num_shards)
         self.name = f"{path_of(model, head)}.weight"
         self.dtype: torch.dtype = autocast or head.weight.dtype  # of activations
-        model.embed = model.norm = None
+        drop_part(model, "embed")
+        drop_part(model, "norm")
         for number in range(len(model.layers)):
             model.layers[number] = None
         self.weight = nn.Parameter(torch.empty(len(self.rows), self.dim, dtype=head.weight.dtype, device=device))
@@ -124,7 +126,7 @@ class HeadShard:
     def initialise(self, seed: int) -> None:
         """First weights: the whole head's, drawn on the host, of which the shard keeps its rows."""
         initialise(self.model, seed, device="cpu")
-        self.weight.copy_(self.model.head.weight[self.rows.start : self.rows.stop])
+        self.weight.copy_(part_of(self.model, "head").weight[self.rows.start : self.rows.stop])
         self.model.to("meta")
 
     @property

@@ -1,7 +1,7 @@
 """One stage of a pipeline: the part of a model that one rank holds, and how a microbatch goes through it.
 
-In: a whole model on the meta device (protocol: `embed`, `layers`, `norm`, `head`, `context`, `dropout`, `tied`) and the
-layers to keep. Out: the same model with the rest set to None, materialised, its linear layers deferred; parameters keep
+In: a whole model on the meta device (protocol: `layers`, `context`, `tied`, and `embed`, `norm`, `head` as in
+`models.parts`) and the layers to keep. Out: the same model with the rest set to None, materialised, its linear layers deferred; parameters keep
 their full names. Dropout is reseeded before every layer, so it does not depend on the cut, the schedule or recomputing.
 """
 
@@ -15,6 +15,8 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
+from forgather_dsl.models.init import tie_weights
+from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
 from forgather_dsl.parallel.deferred import defer
 
 __all__ = ["Key", "Stage", "path_of"]
@@ -50,9 +52,11 @@ class Stage:
         self.device, self.autocast, self.recompute = device, autocast, recompute
         self.first, self.last = index == 0, index == num_stages - 1
         self.tied: bool = model.tied
-        self.dim: int = model.embed.weight.shape[1]
-        self.dtype: torch.dtype = autocast or model.embed.weight.dtype  # of activations
-        self.mirror_name = f"{path_of(model, model.head)}.weight" if self.tied and self.last else None
+        self.dropout: float = largest_dropout(model)  # of the whole model
+        embedding: nn.Parameter = part_of(model, "embed").weight
+        self.dim: int = embedding.shape[1]
+        self.dtype: torch.dtype = autocast or embedding.dtype  # of activations
+        self.mirror_name = f"{path_of(model, part_of(model, 'head'))}.weight" if self.tied and self.last else None
         _check_parts(model, self.first, self.last, layers)
         self._cut()
         self._materialise()
@@ -64,9 +68,10 @@ class Stage:
         for number in set(range(len(model.layers))) - set(self.layers):
             model.layers[number] = None
         if not self.first:
-            model.embed = None
+            drop_part(model, "embed")
         if not self.last:
-            model.norm = model.head = None
+            drop_part(model, "norm")
+            drop_part(model, "head")
 
     def _materialise(self) -> None:
         model: Any = self.model
@@ -77,8 +82,7 @@ class Stage:
             model.to_empty(device=self.device)
         else:
             model.to(self.device)
-        if self.tied and self.first and self.last:
-            model.head.weight = model.embed.weight  # to_empty has made two of it
+        tie_weights(model)  # to_empty has made two of it
 
     @property
     def described(self) -> str:
@@ -128,17 +132,17 @@ class Stage:
             return self._head(x[:, -1:] if self.last else x)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.embed(x).to(self.dtype) if self.first else x
+        return part_of(self.model, "embed")(x).to(self.dtype) if self.first else x
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
         if not self.last:
             return x
-        x = self.model.norm(x)
-        return x.to(self.dtype) if self.model.head is None else self.model.head(x)
+        x, head = part_of(self.model, "norm")(x), part_of(self.model, "head")
+        return x.to(self.dtype) if head is None else head(x)
 
     def _layer(self, number: int, x: torch.Tensor, context: Any, key: Key) -> torch.Tensor:
         layer = self.model.layers[number]
-        drops = self.model.dropout > 0 and self.model.training
+        drops = self.dropout > 0 and self.model.training
 
         def run(x: torch.Tensor) -> torch.Tensor:
             if drops:
@@ -170,7 +174,7 @@ def path_of(model: nn.Module, module: nn.Module) -> str:
 
 def _check_parts(model: Any, first: bool, last: bool, layers: range) -> None:
     """Every parameter belongs to one part, and no part of another stage shares one with ours, the tied weight apart."""
-    parts = [(first, model.embed), (last, model.norm), (last, model.head)]
+    parts = [(own, part_of(model, part)) for own, part in ((first, "embed"), (last, "norm"), (last, "head"))]
     parts += [(number in layers, layer) for number, layer in enumerate(model.layers)]
     ours: dict[int, str] = {}
     theirs: set[int] = set()
@@ -184,7 +188,7 @@ def _check_parts(model: Any, first: bool, last: bool, layers: range) -> None:
     outside = [name for key, name in names.items() if key not in ours and key not in theirs]
     if outside:
         raise ValueError(f"{outside[0]} is in none of embed, layers, norm and head, so no stage would train it")
-    tied = {id(model.embed.weight)} if model.tied else set()
+    tied = {id(part_of(model, "embed").weight)} if model.tied else set()
     shared = [ours[key] for key in sorted((ours.keys() & theirs) - tied)]
     if shared:
         raise ValueError(f"{shared[0]} is shared with another stage; only a tied embedding and head may be cut apart")

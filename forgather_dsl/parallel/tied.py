@@ -7,11 +7,10 @@ backward of the step, on every layout: so the sum has one order and its bits do 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn as nn
 
+from forgather_dsl.models.parts import part_of
 from forgather_dsl.parallel.messages import Transfer, Wire
 from forgather_dsl.parallel.stage import Stage
 
@@ -32,26 +31,26 @@ class TiedHead:
     def refresh(self) -> None:
         """Bring the embedding's weight to the head; waits only where the head is."""
         if self.first and self.last:
-            embedding, head = _module(self.first, "embed"), _module(self.last, "head")
+            embedding, head = part_of(self.first.model, "embed"), part_of(self.last.model, "head")
             if head.weight is embedding.weight or _place(head.weight) != _place(embedding.weight):
                 head.weight = nn.Parameter(embedding.weight.detach(), embedding.weight.requires_grad)
         elif self.first:
-            self._sending.append(self.wire.send(_module(self.first, "embed").weight, self.last_rank, TAG))
+            self._sending.append(self.wire.send(part_of(self.first.model, "embed").weight, self.last_rank, TAG))
         elif self.last:
-            self.wire.receive(_module(self.last, "head").weight.detach(), self.first_rank, TAG).wait()
+            self.wire.receive(part_of(self.last.model, "head").weight.detach(), self.first_rank, TAG).wait()
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the head's gradient, complete for this step, to the embedding's."""
         gradient = None
         if self.last:
-            mirror = _module(self.last, "head").weight
+            mirror = part_of(self.last.model, "head").weight
             gradient, mirror.grad = mirror.grad, None
             if not self.first:  # always one message, so that both ends agree; zeros when the head is frozen
                 gradient = torch.zeros_like(mirror) if gradient is None else gradient
                 self._sending.append(self.wire.send(gradient, self.first_rank, TAG))
         if self.first:
-            weight = _module(self.first, "embed").weight
+            weight = part_of(self.first.model, "embed").weight
             if not self.last:
                 gradient = self.wire.receive(torch.empty_like(weight), self.last_rank, TAG).wait()
             if gradient is not None and weight.requires_grad:
@@ -62,10 +61,6 @@ class TiedHead:
         for transfer in self._sending:
             transfer.wait()
         self._sending = []
-
-
-def _module(stage: Stage, name: str) -> Any:
-    return getattr(stage.model, name)
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from ..dsl import ConfigError, Cycle, Lazy, diff, replace
 from ..specs import HF, Auto, Console, Experiment, HFTokenizer, Llama, Pipeline, SlidingWindow, Stdlib, TrainedBPE
 from ..specs.experiment import world_size
 
-__all__ = ["smoke"]
+__all__ = ["few_layers", "model_sizes", "smoke"]
 
 DIM, SEQ_LEN, VOCAB_SIZE, STEPS = 64, 128, 512, 4
 MOST_SEQUENCES = 2  # of a microbatch
@@ -37,7 +37,7 @@ def smoke(experiment: Experiment) -> tuple[Experiment, list[str]]:
     small = replace(experiment, **_length(experiment), **_text(experiment))
     if small.eval_data is not None and _of_the_hub(small.eval_data):
         small = replace(small, eval_data=replace(Stdlib(held_out=HELD_OUT), split="held_out"))
-    sizes = _sizes(model, _num_layers(experiment, model), small.seq_len / experiment.seq_len)
+    sizes = model_sizes(model, few_layers(model, _num_stages(experiment)), small.seq_len / experiment.seq_len)
     tokenizers = experiment.tokenizer.vocab_size, small.tokenizer.vocab_size
     sizes["vocab_size"] = -(-model.vocab_size * tokenizers[1] // tokenizers[0])  # some have more rows than tokens
     small = replace(small, model=replace(model, **sizes))
@@ -83,7 +83,7 @@ def _of_the_hub(spec: Lazy[Any]) -> bool:
     return isinstance(spec, HF | HFTokenizer) and not os.path.exists(spec.path)
 
 
-def _sizes(model: Llama, num_layers: int, shorter: float) -> dict[str, Any]:
+def model_sizes(model: Llama, num_layers: int, shorter: float) -> dict[str, Any]:
     """Widths in the proportions of the model's, and attention windows in proportion to the sequence."""
     sizes: dict[str, Any] = {"num_layers": num_layers, "attention": _windows(model.attention, shorter)}
     group = model.num_heads // model.num_kv_heads
@@ -105,11 +105,11 @@ def _windows(attention: Any, shorter: float) -> Any:
     return attention
 
 
-def _num_layers(experiment: Experiment, model: Llama) -> int:
-    """The fewest that give every stage one, and the model one of every kind."""
+def few_layers(model: Llama, least: int) -> int:
+    """The fewest from `least` up that give the model one of every kind."""
     cycles = [model.norm, model.attention, model.mlp, getattr(model.attention, "qk_norm", None)]
     kinds = [len(part.options) for part in cycles if isinstance(part, Cycle)]  # type: ignore[arg-type]  # as above
-    return min(model.num_layers, max(_num_stages(experiment), *kinds, 1))
+    return min(model.num_layers, max(least, *kinds, 1))
 
 
 def _num_stages(experiment: Experiment) -> int:

@@ -9,6 +9,7 @@ import torch
 from ..dsl import build
 from ..errors import UserError
 from ..models.cache import KVCache, decoding
+from ..models.init import tie_weights
 from ..parallel.group import World
 from ..specs import Experiment
 from ..train import checkpoint
@@ -42,8 +43,7 @@ def generate(
     with torch.device("meta"):
         model: torch.nn.Module = build(experiment.model)
     model.to_empty(device=device)
-    if getattr(model, "tied", False):
-        model.head.weight = model.embed.weight  # type: ignore[union-attr]
+    tie_weights(model)
     parameters = dict(model.named_parameters())
     shapes = {f"weights/{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
     if (wrong := saved.problem(shapes, {})) is not None:

@@ -115,7 +115,7 @@ class NormalInit(Init["forgather_dsl.models.init.NormalInit"]):
 
 
 class Model(Lazy[T], abstract=True):
-    """A decoder that exposes `embed`, `layers`, `norm` and `head`, so that it can be cut into stages."""
+    """A decoder that exposes `embed`, `layers`, `norm` and `head`, or `models.parts` knows them, so that it can be cut into stages."""
 
     vocab_size: int = attrs.field(default=REQUIRED, validator=at_least(1, LARGEST_SIZE))
     dim: int = attrs.field(default=REQUIRED, validator=at_least(1, LARGEST_SIZE))

@@ -11,6 +11,7 @@ import torch
 
 from ..dsl import build
 from ..errors import UserError
+from ..models.parts import drop_part
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
@@ -33,7 +34,7 @@ def make_stage(
 ) -> Stage:
     """Stage `index` cut out of a model of its own; its weights hold no values yet."""
     if layout.schedule.num_shards:
-        model.head = None  # a shard of it is on every rank
+        drop_part(model, "head")  # a shard of it is on every rank
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
     return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
 

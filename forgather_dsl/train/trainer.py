@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..runs.run import Run
 
 TRUSTED = "FORGATHER_TRUST"  # "1" in processes that may import what the config.json they are given names
+NO_MODEL = "FORGATHER_NO_MODEL"  # "1": finished runs write no model/
 RANK_OF_RUN = "FORGATHER_RUN"  # set in the ranks that a Trainer launched: the run directory
 
 
@@ -47,6 +48,7 @@ class Trainer:
         profile: first measure what a microbatch takes in each part of the model on this machine, into `profile.json` of
             the run directory; a searched schedule is then made for these times.
         trust: the experiment was read from a run directory with trust, so its ranks may import what that names.
+        model: at the end, write `model/` of the run directory: the model as one file that needs torch alone.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Trainer:
         command: list[str] | None = None,
         profile: bool = False,
         trust: bool = False,
+        model: bool = True,
     ) -> None:
         self.experiment, self.out, self.resume = experiment, out, resume
         self.allow_change, self.target, self.command = allow_change, target, command
         self.profile, self.trust = profile, trust
+        self.model = model and os.environ.get(NO_MODEL) != "1"
 
     def fit(self) -> Run:
         """Train to the end and return the run.
@@ -108,9 +112,20 @@ class Trainer:
             from .session import run_session
 
             run_session(experiment, path, prepared, resume=self.resume, changes=changes)
+            self._write_model(path)
         else:
             self._launch(path, world, changes)
+            if self.model:  # in a process of its own: this one has no torch
+                command = [sys.executable, "-m", "forgather_dsl.interop.finished", path]
+                run_bound(command, {**environment(1), **os.environ, **self._environment(path)})
         return Run(path)
+
+    def _write_model(self, path: str) -> None:
+        if self.model:
+            from ..interop.finished import write_model
+
+            if said := write_model(path, self.experiment):
+                print(printable(said), flush=True)
 
     def _directory(self) -> tuple[str, list[str]]:
         path = directory.choose(self.experiment, self.out, self.resume)
@@ -170,7 +185,10 @@ class Trainer:
             return path, changes
 
         try:
-            return Run(join_session(self.experiment, self.resume, describe))
+            path = join_session(self.experiment, self.resume, describe)
+            if os.environ["RANK"] == "0":
+                self._write_model(path)
+            return Run(path)
         except (
             PeerLost
         ) as lost:  # nothing to return to: to leave the group, Python would wait for the ranks that are gone

@@ -40,7 +40,7 @@ def make(**changes: Any) -> Llama:
         "num_layers": 3,
         "num_heads": 6,
         "num_kv_heads": 2,
-        "head_dim": None,
+        "head_dim": 8,
         "ffn_dim": 80,
         "vocab_size": 61,
         "norm": factory(RMSNorm, eps=1e-6),

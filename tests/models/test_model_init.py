@@ -11,6 +11,7 @@ import torch.nn as nn
 
 from forgather_dsl.models.init import NormalInit, initialise, tie_weights
 from forgather_dsl.models.norms import LayerNorm
+from forgather_dsl.models.parts import drop_part, part_of
 
 
 class Scaled(nn.Module):
@@ -47,7 +48,7 @@ def stage(build: Any, layers: set[int], keep: set[str], **changes: Any) -> Any:
         if i not in layers:
             model.layers[i] = None
     for part in {"embed", "norm", "head"} - keep:
-        setattr(model, part, None)
+        drop_part(model, part)
     return model.to_empty(device="cpu")
 
 
@@ -91,19 +92,12 @@ def test_stages_run_one_after_the_other_equal_the_whole_model(build: Any) -> Non
     documents = torch.tensor([[0] * 5 + [1] * 7])
     for part in (first, last):
         initialise(part, seed=0)
-    x = first.embed(tokens)
+    x = part_of(first, "embed")(tokens)
     for part in (first, last):
         context = part.context(12, 0, documents, "cpu")
         for layer in part.layers:
             x = x if layer is None else layer(x, context, None)
-    assert torch.equal(last.head(last.norm(x)), model(tokens, documents))
-
-
-@pytest.mark.parametrize("missing", ["embed", "norm", "head"])
-def test_a_stage_has_no_forward_of_its_own(missing: str, build: Any) -> None:
-    part = stage(build, {0, 1, 2}, {"embed", "norm", "head"} - {missing})
-    with pytest.raises(ValueError, match="holds one pipeline stage only"):
-        part(torch.arange(12)[None])
+    assert torch.equal(part_of(last, "head")(part_of(last, "norm")(x)), model(tokens, documents))
 
 
 def test_a_value_is_drawn_in_fp32_by_a_generator_seeded_by_seed_and_name(build: Any) -> None:
@@ -173,7 +167,7 @@ def test_untied_heads_have_their_own_values(build: Any) -> None:
     assert not model.tied
     assert model.tied_weights == {}
     initialise(model, seed=0)
-    assert not torch.equal(model.head.weight, model.embed.weight)
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
 
 
 def test_a_users_module_fills_itself_the_same_on_every_stage(build: Any, parts: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from forgather_dsl.models.cache import KVCache
 from forgather_dsl.models.llama import Block
+from forgather_dsl.models.parts import largest_dropout
 
 DOCUMENTS = [[5, 5, 5, 5, 2, 2, 2, 2, 2, 2, 2, 9], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1]]
 
@@ -28,15 +29,19 @@ def test_a_packed_row_equals_its_documents_run_alone(window: int | None, build: 
                 torch.testing.assert_close(packed[row, here][None], alone, rtol=0, atol=1e-5)
 
 
-def test_documents_may_be_given_while_filling_an_empty_cache(build: Any, parts: Any) -> None:
-    model = build()
+@pytest.mark.parametrize("window", [None, 3])
+def test_documents_with_a_cache_name_its_tokens_too(window: int | None, build: Any, parts: Any) -> None:
+    model = build(attention=parts.attention() if window is None else parts.attention(window=window))
     parts.randomise(model)
     documents = torch.tensor(DOCUMENTS)
     tokens = torch.randint(0, 61, documents.shape, generator=torch.Generator().manual_seed(4))
     with torch.inference_mode():
-        cache = KVCache()
-        assert torch.equal(model(tokens, documents, cache), model(tokens, documents))
-        with pytest.raises(ValueError, match="name the 1 new tokens, not the 12 cached ones"):
+        cache, whole = KVCache(), model(tokens, documents)
+        assert torch.equal(model(tokens[:, :6], documents[:, :6], cache), model(tokens[:, :6], documents[:, :6]))
+        for start, end in ((6, 7), (7, 10), (10, 12)):
+            piece = model(tokens[:, start:end], documents[:, :end], cache)
+            torch.testing.assert_close(piece, whole[:, start:end], rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="documents name 1 tokens, but 12 are in the cache and 1 are new"):
             model(tokens[:, :1], documents[:, :1], cache)
 
 
@@ -53,18 +58,18 @@ def test_no_token_sees_the_future_or_beyond_its_window(changes: dict[str, int], 
 
 def test_plain_causal_attention_and_single_tokens_need_no_mask(build: Any) -> None:
     model = build()
-    assert model.context(8, 0, None, "cpu").mask(8, None, torch.float32) == (None, True)
-    assert model.context(8, 0, None, "cpu").mask(8, 8, torch.float32) == (None, True)
-    assert model.context(1, 7, None, "cpu").mask(8, None, torch.float32) == (None, False)
+    assert model.context(8, 0, None, "cpu").mask(8, torch.float32) == (None, True)
+    assert model.context(8, 0, None, "cpu").window_mask(8, 8, torch.float32) == (None, True)
+    assert model.context(1, 7, None, "cpu").mask(8, torch.float32) == (None, False)
 
 
 def test_layers_share_one_mask_per_window(build: Any) -> None:
     context = build().context(8, 0, torch.zeros(1, 8), "cpu")
-    mask, is_causal = context.mask(8, None, torch.float32)
+    mask, is_causal = context.mask(8, torch.float32)
     assert not is_causal
-    assert context.mask(8, None, torch.float32)[0] is mask
-    narrow, _ = context.mask(8, 2, torch.float32)
-    assert context.mask(8, 2, torch.float32)[0] is narrow
+    assert context.mask(8, torch.float32)[0] is mask
+    narrow, _ = context.window_mask(8, 2, torch.float32)
+    assert context.window_mask(8, 2, torch.float32)[0] is narrow
     assert narrow is not None
     assert (narrow == 0).sum() == 15  # 2 keys for each of 8 queries, 1 for the first
 
@@ -90,7 +95,7 @@ def test_without_dropout_training_draws_no_random_numbers(build: Any) -> None:
     before = torch.get_rng_state()
     assert torch.equal(model(tokens), model(tokens))
     assert torch.equal(torch.get_rng_state(), before)
-    assert model.dropout == 0.0
+    assert largest_dropout(model) == 0.0
 
 
 def test_dropout_repeats_with_the_generator_and_stops_in_eval(build: Any) -> None:
@@ -119,11 +124,11 @@ def test_residual_dropout_drops_both_branches_and_keeps_their_mean() -> None:
 
 
 def test_dropout_tells_the_largest_of_all_layers(build: Any, parts: Any) -> None:
-    assert build(dropout=0.1, attention=parts.attention(dropout=0.2)).dropout == 0.2
+    assert largest_dropout(build(dropout=0.1, attention=parts.attention(dropout=0.2))) == 0.2
     model = build(attention=parts.attention(dropout=0.2)).train()
     tokens = torch.arange(10)[None]
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
     assert torch.equal(model(tokens), model(tokens))
     own = build(mlp=lambda dim, ffn_dim, layer_index: torch.nn.Sequential(torch.nn.Dropout(0.3)))
-    assert own.dropout == 0.3
+    assert largest_dropout(own) == 0.3

@@ -99,7 +99,7 @@ def meta_llama(tied=False, dropout=0.0):
 
     with torch.device("meta"):
         return Llama(
-            dim=16, num_layers=LAYERS, num_heads=4, num_kv_heads=2, head_dim=None, ffn_dim=24, vocab_size=23,
+            dim=16, num_layers=LAYERS, num_heads=4, num_kv_heads=2, head_dim=4, ffn_dim=24, vocab_size=23,
             norm=lambda dim, layer_index: RMSNorm(dim=dim, eps=1e-5), attention=attention,
             mlp=lambda dim, ffn_dim, layer_index: SwiGLU(dim=dim, ffn_dim=ffn_dim, bias=False),
             rope=lambda head_dim: Rope(head_dim=head_dim, theta=10000.0), tie_embeddings=tied, dropout=dropout,

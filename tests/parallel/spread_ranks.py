@@ -10,6 +10,7 @@ import torch
 from ranks import LAYERS, MICROBATCHES
 from standin import batch, fill, loss_sum, meta_model
 
+from forgather_dsl.models.parts import drop_part
 from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
@@ -58,7 +59,7 @@ def build(options, schedule, group):
                 part.weight.detach().copy_(whole[part.rows.start : part.rows.stop])
         else:
             if schedule.num_shards:
-                model.head = None
+                drop_part(model, "head")
             part = Stage(model, index, schedule.num_stages, layers[index], torch.device("cpu"), **settings)
             ranks.initialise(part.model, 7) if llama else fill(part.model)
         for name, parameter in part.named_parameters():

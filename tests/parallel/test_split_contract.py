@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from forgather_dsl import GroupedQueryAttention, LayerNorm, Llama, RMSNorm
 from forgather_dsl.dsl import build
 from forgather_dsl.models.init import initialise
+from forgather_dsl.models.parts import part_of
 from forgather_dsl.parallel.deferred import DeferredLinear, WeightGradients, defer
 
 MICROBATCHES, VOCAB = 3, 40
@@ -49,14 +50,14 @@ class Net(nn.Module):
         return layer(x, self.model.context(x.shape[1], 0, None, "cpu"), None)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.model.embed(ids)
+        x = part_of(self.model, "embed")(ids)
         x = x.bfloat16() if self.how == "autocast" else x  # as a stage does
         for layer in self.model.layers:
             if "checkpointed" in self.how:
                 x = checkpoint(self.layer, layer, x, use_reentrant=False)
             else:
                 x = self.layer(layer, x)
-        return self.model.head(self.model.norm(x))
+        return part_of(self.model, "head")(part_of(self.model, "norm")(x))
 
 
 def gradients_of(how: str, kinds: str) -> dict[str, torch.Tensor | None]:
