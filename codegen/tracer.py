@@ -52,7 +52,7 @@ def trace(
         raise CodegenError(
             [Problem("build() gives a model that it did not make: the constructor was not seen", "build it anew")]
         )
-    world = World(modules, Marks(), record, Options(tuple(keep), tuple(dynamic), tuple(opaque)))
+    world = World(modules, Marks(), record, Options(tuple(keep), ("training", *dynamic), tuple(opaque)))
     gather(world, record.model)
     find_writers(world)
     closure = Closure(world, record.model, also)
