@@ -34,10 +34,17 @@ _FLAGS = (
 class Closure:
     """All units of the file, in the order in which the root needs them."""
 
-    def __init__(self, world: World, model: nn.Module, also: Iterable[Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        world: World,
+        model: nn.Module,
+        also: Iterable[Callable[..., Any]],
+        builder: Callable[[], Any] | None = None,
+    ) -> None:
         self.world = world
         self.model = model  # as it was built while it was watched
         self.also = list(also)
+        self.builder = builder  # its source stands in where the arguments of the root have none
         self.units: dict[Unit, Written] = {}
         self.parents: dict[Unit, Unit] = {}
         self.build = ""  # the call that builds the model
@@ -159,9 +166,28 @@ class Closure:
             walker.role = "value"
             self.build = self._call(walker, arguments)
         except (Unwritable, Unresolved) as error:
-            self.world.log.problems.append((None, Problem(f"an argument of {cls.__qualname__}: {error}", error.hint)))
-            self.build = f"{self.root}()"
+            self.build = self._builder_text(walker)
+            if not self.build:
+                self.build = f"{self.root}()"
+                self.world.log.problems.append(
+                    (None, Problem(f"an argument of {cls.__qualname__}: {error}", error.hint))
+                )
         return self.build
+
+    def _builder_text(self, walker: Units) -> str:
+        """A call of the builder, when it is a function at module level of a traced module; else nothing."""
+        builder = self.builder
+        if not inspect.isfunction(builder) or builder.__closure__ or builder.__code__.co_argcount:
+            return ""
+        key = code_key(builder)
+        if key is None or not self.world.modules.traced(key.module) or "<" in builder.__qualname__:
+            return ""
+        try:
+            self.world.kept.add(key)
+            self.world.log.called.setdefault(key, set()).add("construction")
+            return f"{walker.reified(builder)}()"
+        except (Unwritable, Unresolved):
+            return ""
 
     def _call(self, walker: Units, arguments: dict[str, Any]) -> str:
         named = {n: v for n, v in arguments.items() if not n.startswith("*")}

@@ -85,6 +85,9 @@ class World:
     stuck: set[CodeKey] = field(default_factory=set)  # functions whose parameters stay, for reasons of text
     staying: set[Parameter] = field(default_factory=set)  # parameters and locals that stay, come what may
     constructing: set[CodeKey] = field(default_factory=set)  # functions that run during construction alone
+    passed: dict[CodeKey, set[tuple[str, int]]] = field(
+        default_factory=dict
+    )  # the checks of functions that are empty now
     settled: int = 0  # rounds walked so far
     dead_attributes: set[str] = field(default_factory=set)
     writers: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (class, method) -> attributes it stores

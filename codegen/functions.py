@@ -75,8 +75,12 @@ class Functions(Decorators):
         self.scopes.pop()
         self.single, self.depth, self.trying, self.role = outer
         self._uses(node, function, scope)
-        if (gone and body) or (documented and not body):
-            self.log.empty.add(function.key) if function.construction else None
+        if function.construction and ((gone and body) or (documented and not body)):
+            self.log.empty.add(function.key)
+            last = node.end_lineno or 0
+            self.world.passed[function.key] = {
+                c for c in self.log.checks if c[0] == self.module.name and node.lineno <= c[1] <= last
+            }
 
     def _facts(self, node: ast.AST, function: Function, scope: Scope, count: dict[str, int]) -> None:
         """What is known of the parameters."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import re
 from collections.abc import Mapping
 
@@ -12,13 +10,12 @@ from .effects import is_effect
 from .errors import CodegenError, Problem
 from .facts import World
 from .footer import build_text, load_text
+from .header import header_text
 from .keys import Import, Key, Unit
-from .modules import STRING_BREAK
+from .modules import STRING_BREAK, notice
 from .naming import import_lines, named
 from .reflow import reflowed
 from .units import Written
-
-MARKER = "Standalone PyTorch source: needs torch alone."
 
 
 def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], first: list[Unit]) -> list[Unit]:
@@ -70,7 +67,9 @@ def ordered(world: World, units: Mapping[Unit, Written], roots: list[Unit], firs
     return done
 
 
-def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -> tuple[str, dict[Key, str]]:
+def written_out(
+    closure: Closure, header: str | None, tied: Mapping[str, str], title: str | None
+) -> tuple[str, dict[Key, str]]:
     """(text of the file, names of its units). `header` is that of an emitted file that was traced again."""
     world = closure.world
     units = closure.units
@@ -83,6 +82,7 @@ def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -
     imports = {k for w in units.values() for k in world.marks.keys(w.text) if isinstance(k, Import)}
     imports |= {k for k in top if isinstance(k, Import)} | {json, os, torch}
     names = named(units, order, imports, world.modules, set())
+    _unmangled(closure, names)
     body = _body(world, units, order, names)
     root, call = world.marks.fill(closure.root, names), world.marks.fill(closure.build, names)
     footer = [build_text(root, call), load_text(root, tied, names[torch], names[json], names[os])]
@@ -95,8 +95,26 @@ def written_out(closure: Closure, header: str | None, tied: Mapping[str, str]) -
     known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}
     code = reflowed(code, known)
     if header is None:
-        header = _header(closure, names)
-    return f'"""{header}"""\n\n{code}'.replace(STRING_BREAK, "\n"), names
+        header = header_text(closure, names, title)
+    notices = dict.fromkeys(
+        n for n in (notice(world.modules.read(m).text) for m in sorted({u.module for u in units})) if n
+    )
+    comments = "".join(f"{n}\n\n" for n in notices)
+    return f'"""{header}"""\n\n{comments}{code}'.replace(STRING_BREAK, "\n"), names
+
+
+def _unmangled(closure: Closure, names: Mapping[Key, str]) -> None:
+    """A class whose private names are read from outside keeps its own name. Raises `CodegenError` where it cannot."""
+    for unit, name in names.items():
+        prefix = f"_{unit.name.lstrip('_')}__"
+        readers = [u for u, written in closure.units.items() if prefix in written.text]
+        if isinstance(unit, Unit) and name != unit.name and any(u.name != unit.name or u == unit for u in readers):
+            reason = (
+                f"two classes are called {unit.name}, and {prefix}... is read by a name that belongs to one of them"
+            )
+            raise CodegenError(
+                [Problem(reason, "rename one of the classes", closure.world.modules.read(unit.module).file)]
+            )
 
 
 def _constants_first(world: World, units: Mapping[Unit, Written], order: list[Unit]) -> list[Unit]:
@@ -147,45 +165,3 @@ def tidy(text: str) -> str:
             continue
         out.append(line)
     return "\n".join(out)
-
-
-def _header(closure: Closure, names: Mapping[Key, str]) -> str:
-    world, log = closure.world, closure.world.log
-    cls = type(closure.model)
-    digest = hashlib.sha256("".join(m.text for m in world.modules.texts()).encode()).hexdigest()[:12]
-    lines = [
-        f"{names.get(Unit(cls.__module__, cls.__qualname__), cls.__qualname__)}, from {cls.__module__} (sources {digest}).",
-        "",
-    ]
-    lines.append(
-        MARKER if not world.modules.required else f"{MARKER[:-7]}and {', '.join(sorted(world.modules.required))}."
-    )
-    decisions = sorted((d.file, d.line, d.expression, d.value) for d in log.decisions)
-    if decisions:
-        lines += ["Written for one configuration, in which", ""]
-        lines += [f"    {f}:{n}  {e}  ->  {v}" for f, n, e, v in decisions]
-    if log.checks:
-        count = len(log.checks)
-        text = "One check" if count == 1 else f"{count} checks"
-        lines += ["", f"{text} of arguments, passed by this configuration, {'is' if count == 1 else 'are'} left out."]
-    renamed = [(u, n) for u, n in names.items() if isinstance(u, Unit) and u.name != n]
-    if renamed:
-        lines += [
-            "",
-            "Renamed, as two had one name: "
-            + ", ".join(f"{u.module}.{u.name} is {n}" for u, n in sorted(renamed))
-            + ".",
-        ]
-    text = "\n".join(lines)
-    text = text.replace("\\", "\\\\").replace('"""', "'''")
-    return text + ("\n" if "\n" in text else "")
-
-
-def emitted_header(text: str) -> str | None:
-    """The header of a file that codegen wrote, to be kept when it is traced again."""
-    tree = ast.parse(text)
-    found = ast.get_docstring(tree, clean=False)
-    if found and MARKER[:-7] in found and isinstance(tree.body[0], ast.Expr):
-        raw = text[text.index('"""') + 3 :]
-        return raw[: raw.index('"""')]
-    return None

@@ -84,6 +84,26 @@ class Text:
         return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[attr-defined]
 
 
+def notice(text: str) -> str:
+    """The comments at the head of a file that speak of copyright or a licence, which its copies must keep."""
+    blocks: list[list[str]] = [[]]
+    documentation = False
+    for line in text.split("\n"):
+        bare = line.strip()
+        quotes = bare.count('"""') + bare.count("'''")
+        if documentation or quotes:
+            documentation ^= quotes == 1
+            blocks.append([])
+        elif bare.startswith("#"):
+            blocks[-1].append(bare)
+        elif bare:
+            break
+        else:
+            blocks.append([])
+    kept = ["\n".join(b) for b in blocks if re.search(r"(?i)copyright|licen[sc]e", " ".join(b))]
+    return "\n#\n".join(kept)
+
+
 class Module(Text):
     """The text of an imported module and the statements that bind its names."""
 

@@ -36,7 +36,8 @@ def named(
 
     classes = [u for u in order if isinstance(units[u].node, ast.ClassDef) and not is_effect(u)]
     rest = [u for u in order if u not in set(classes) and not is_effect(u)]
-    for unit in classes:
+    mangled = [u for u in classes if f"_{u.name.lstrip('_')}__" in units[u].text]  # these cannot give way
+    for unit in dict.fromkeys([*mangled, *classes]):
         give(unit, unit.name, _with_module(unit, classes=True))
     for key in sorted(imports):
         wanted = modules.statement(key)[1]

@@ -106,7 +106,11 @@ class Modules:
     def home(self, value: object) -> Unit | None:
         """The traced definition that a module outside only passes on."""
         module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-        if not (isinstance(value, type) or inspect.isroutine(value)) or not isinstance(module, str) or not self.traced(module):
+        if (
+            not (isinstance(value, type) or inspect.isroutine(value))
+            or not isinstance(module, str)
+            or not self.traced(module)
+        ):
             return None
         return Unit(module, name) if getattr(sys.modules.get(module), name, None) is value else None
 

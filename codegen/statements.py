@@ -139,6 +139,7 @@ class Statements(Stores):
                 and all(map(is_plain, parts))
             ):
                 self.log.empty.add(key)
+                self.log.checks |= self.world.passed.get(key, set())
                 self.called([key])
                 return True, False
         self.expr(node.value)

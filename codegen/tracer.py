@@ -13,9 +13,10 @@ from .closure import Closure, find_writers, gather
 from .drift import drifted
 from .errors import CodegenError, Problem
 from .facts import Options, World
+from .header import emitted_header
 from .keys import Marks, Unit
-from .layout import emitted_header, written_out
-from .record import watch
+from .layout import written_out
+from .record import Record, watch
 from .resolve import Modules, Unresolved
 from .source import Source
 
@@ -41,32 +42,60 @@ def trace(
     """
     model = compare.unwrapped(model)
     modules = Modules(inline or _packages(model, also), allow)
-    problems = list(compare.patches(model, modules.traced))
-    problems += _outsiders(model, modules)
-    if problems:
-        raise CodegenError(problems)
-    record = watch(build or rebuilder(model), modules.traced)
-    if problems := list(compare.differences(model, record.model)):
-        raise CodegenError(problems)
-    if record.root() is None and type(model).__init__ is not nn.Module.__init__:
-        raise CodegenError(
-            [Problem("build() gives a model that it did not make: the constructor was not seen", "build it anew")]
-        )
+    problems = [*compare.patches(model, modules.traced), *_outsiders(model, modules)]
+    record = _watched(build or rebuilder(model), modules)
+    problems += compare.differences(model, record.model)
+    if not isinstance(record.model, type(model)) or (record.root() is None and not _bare(type(model))):
+        reason = f"how build() makes a {type(model).__qualname__} was not seen"
+        hint = "make it anew on every call, and give the class an __init__ of its own"
+        raise CodegenError(problems or [Problem(reason, hint)])
     world = World(modules, Marks(), record, Options(tuple(keep), ("training", *dynamic), tuple(opaque)))
     gather(world, record.model)
     find_writers(world)
-    closure = Closure(world, record.model, also)
-    closure.run()
-    if problems := [p for m in modules.texts() if (p := drifted(m))] + closure.flags():
-        raise CodegenError(problems)
+    closure = Closure(world, record.model, also, build)
+    problems += _walked(closure, bool(problems))
+    if problems:
+        raise CodegenError(list(dict.fromkeys(problems)))
     return _source(closure, model, name)
+
+
+def _bare(cls: type) -> bool:
+    """Whether a class is made without arguments, because no traced class has a constructor."""
+    return cls.__init__ is nn.Module.__init__
+
+
+def _watched(build: Callable[[], nn.Module], modules: Modules) -> Record:
+    """The facts of one more construction."""
+    try:
+        return watch(build, modules.traced)
+    except CodegenError:
+        raise
+    except Exception as error:
+        reason = f"the model cannot be built again: {type(error).__name__}: {error}"
+        raise CodegenError([Problem(reason, "pass a build= that makes it from nothing")]) from error
+
+
+def _walked(closure: Closure, doubtful: bool) -> list[Problem]:
+    """What stands in the way in the sources. Of a `doubtful` model, only what is no consequence of the doubts."""
+    found: list[Problem] = []
+    try:
+        closure.run()
+    except Unresolved as error:
+        found.append(Problem(str(error), error.hint))
+    except CodegenError as error:
+        if doubtful and any("bug in codegen" in p.reason for p in error.problems):
+            return found
+        if error.__cause__ is not None:
+            raise
+        found += error.problems
+    return found + [p for m in closure.world.modules.texts() if (p := drifted(m))] + closure.flags()
 
 
 def _source(closure: Closure, model: nn.Module, name: str | None) -> Source:
     world = closure.world
     tied = _tied(model)
     root_module = world.modules.read(type(model).__module__)
-    text, names = written_out(closure, emitted_header(root_module.text), tied)
+    text, names = written_out(closure, emitted_header(root_module.text), tied, name)
     try:
         compile(text, "model.py", "exec", dont_inherit=True)
     except SyntaxError as error:
@@ -77,7 +106,6 @@ def _source(closure: Closure, model: nn.Module, name: str | None) -> Source:
     root = names[Unit(type(model).__module__, type(model).__qualname__)]
     also = {f.__name__: world.marks.fill(t, names) for f, t in zip(closure.also, closure.also_texts)}
     decisions = tuple(sorted(world.log.decisions, key=lambda d: (d.file, d.line, d.expression)))
-    del name
     return Source(
         text, root, also=also, decisions=decisions, requirements=tuple(sorted(world.modules.required)), tied=tied
     )
