@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 
@@ -106,9 +107,12 @@ def written_out(
 def _unmangled(closure: Closure, names: Mapping[Key, str]) -> None:
     """A class whose private names are read from outside keeps its own name. Raises `CodegenError` where it cannot."""
     for unit, name in names.items():
+        if not isinstance(unit, Unit) or name == unit.name or not isinstance(closure.units[unit].node, ast.ClassDef):
+            continue
         prefix = f"_{unit.name.lstrip('_')}__"
-        readers = [u for u, written in closure.units.items() if prefix in written.text]
-        if isinstance(unit, Unit) and name != unit.name and any(u.name != unit.name or u == unit for u in readers):
+        reader = re.compile(rf"\b{prefix}\w*[^\W_]\b")  # a private name, not a dunder
+        readers = [u for u, written in closure.units.items() if reader.search(written.text)]
+        if any(u.name != unit.name or u == unit for u in readers):
             reason = (
                 f"two classes are called {unit.name}, and {prefix}... is read by a name that belongs to one of them"
             )

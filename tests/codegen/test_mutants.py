@@ -34,8 +34,9 @@ def text(old: str, new: str) -> Break:
 
 
 def wrong_numbers(patch: pytest.MonkeyPatch) -> None:
-    literal = codegen.reify._literal
-    patch.setattr(codegen.reify, "_literal", lambda value: literal(value + 1 if type(value) is float else value))
+    owner = codegen.reify.Reifier
+    reified = owner.reified
+    patch.setattr(owner, "reified", lambda self, value: reified(self, value + 1 if value == 2.5 else value))
 
 
 def wrong_names(patch: pytest.MonkeyPatch) -> None:
