@@ -14,7 +14,7 @@ from .footer import build_text, load_text
 from .header import header_text
 from .keys import Import, Key, Unit
 from .modules import STRING_BREAK, notice
-from .naming import import_lines, named
+from .naming import import_lines, mangled, named
 from .reflow import reflowed
 from .units import Written
 
@@ -106,15 +106,13 @@ def written_out(
 
 def _unmangled(closure: Closure, names: Mapping[Key, str]) -> None:
     """A class whose private names are read from outside keeps its own name. Raises `CodegenError` where it cannot."""
-    for unit, name in names.items():
-        if not isinstance(unit, Unit) or name == unit.name or not isinstance(closure.units[unit].node, ast.ClassDef):
-            continue
-        prefix = f"_{unit.name.lstrip('_')}__"
-        reader = re.compile(rf"\b{prefix}\w*[^\W_]\b")  # a private name, not a dunder
-        readers = [u for u, written in closure.units.items() if reader.search(written.text)]
+    units = closure.units
+    renamed = [u for u, w in units.items() if isinstance(w.node, ast.ClassDef) and names.get(u, u.name) != u.name]
+    for unit in renamed:
+        readers = [u for u, written in units.items() if mangled(unit, written.text)]
         if any(u.name != unit.name or u == unit for u in readers):
             reason = (
-                f"two classes are called {unit.name}, and {prefix}... is read by a name that belongs to one of them"
+                f"two classes are called {unit.name}, and a private name such as _{unit.name}__x is read from outside"
             )
             raise CodegenError(
                 [Problem(reason, "rename one of the classes", closure.world.modules.read(unit.module).file)]
