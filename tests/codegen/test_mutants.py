@@ -97,6 +97,7 @@ MUTANTS: dict[str, Break] = {
     "a tie dropped": text("self.head.weight = self.embedding.weight", "pass"),
     "a statement dropped": text("        x = scaled(x, 0.5)\n", ""),
     "a parameter's default for the argument": text("dropout=0.2)", "dropout=0.1)"),
+    "a folded value": text("bias=False, dropout", "bias=True, dropout"),
     "an operator": text("x + y if", "x - y if"),
     "a key of a name": text("self.blocks", "self.layers"),
     "rounding": text("logits / self.cap", "logits * (1 / self.cap)"),
@@ -173,8 +174,8 @@ def test_every_folded_fact_matters(name, right, results):
 
 
 def test_all_choices_are_flipped(right):
-    """But for a look-up in a table, which `another observation` covers."""
-    assert {decision.expression for decision in right.decisions} - set(FLIPS) == {"ACTS[act]"}
+    """But for those that are no choices between arms, which `another observation` and `a folded value` cover."""
+    assert {decision.expression for decision in right.decisions} - set(FLIPS) == {"ACTS[act]", "not tied"}
 
 
 def test_most_mutants_reach_verification(results):
