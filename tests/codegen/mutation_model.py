@@ -74,7 +74,9 @@ class Mutated(nn.Module):
             self.cap = None
         else:
             self.cap = cap * 2
-        self.blocks = nn.ModuleList(Block(dim, act, index, bias=not tied, double=True, dropout=0.2) for index in range(2))
+        self.blocks = nn.ModuleList(
+            Block(dim, act, index, bias=not tied, double=True, dropout=0.2) for index in range(2)
+        )
         self.head = nn.Linear(dim, 17, bias=False)
         if tied:
             self.head.weight = self.embedding.weight

@@ -95,7 +95,9 @@ DECODER = SIZES | {"vocab_size": 64, "num_key_value_heads": 2, "max_position_emb
 
 def causal(family: str, model: str, **more: Any) -> Foreign:
     modeling = f"transformers.models.{family}.modeling_{family}"
-    return Foreign(of(family, model, **DECODER, **more), tokens(), (modeling,), ("transformers",), has=("PreTrainedModel",))
+    return Foreign(
+        of(family, model, **DECODER, **more), tokens(), (modeling,), ("transformers",), has=("PreTrainedModel",)
+    )
 
 
 OF_TRANSFORMERS = {
@@ -104,7 +106,10 @@ OF_TRANSFORMERS = {
     "Qwen3ForCausalLM": causal("qwen3", "Qwen3ForCausalLM", head_dim=8),
     "Gemma2ForCausalLM": causal("gemma2", "Gemma2ForCausalLM", head_dim=8),
     "BertModel": Foreign(
-        of("bert", "BertModel", **SIZES, vocab_size=64), tokens(), ("transformers.models.bert.modeling_bert",), ("transformers",)
+        of("bert", "BertModel", **SIZES, vocab_size=64),
+        tokens(),
+        ("transformers.models.bert.modeling_bert",),
+        ("transformers",),
     ),
     "ViTModel": Foreign(
         of("vit", "ViTModel", **SIZES, image_size=16, patch_size=8),
