@@ -94,7 +94,7 @@ def written_out(
     ]
     code = "from __future__ import annotations\n\n" + "\n".join(parts) + "\n"
     known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}
-    code = reflowed(code, known)
+    code = reflowed(code, known) if _parses(code) else code
     if header is None:
         header = header_text(closure, names, title)
     notices = dict.fromkeys(
@@ -102,6 +102,14 @@ def written_out(
     )
     comments = "".join(f"{n}\n\n" for n in notices)
     return f'"""{header}"""\n\n{comments}{code}'.replace(STRING_BREAK, "\n"), names
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code.replace(STRING_BREAK, "\n"))
+    except SyntaxError:
+        return False
+    return True
 
 
 def _unmangled(closure: Closure, names: Mapping[Key, str]) -> None:

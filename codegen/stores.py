@@ -73,10 +73,15 @@ class Stores(Calls):
             return local in self.before.dead_locals and local not in self.world.staying
         if not isinstance(target, ast.Attribute) or not self._mine(target, function) or not function.construction:
             return False
-        if function.owner is None or target.attr not in self.world.dead_attributes:
+        if function.owner is None or target.attr not in self.world.dead_attributes or self._inherits(function.owner):
             return False
         held = [self.held(i, target.attr) for i in self.world.instances.get(function.owner, ())]
         return not any(isinstance(v, (nn.Module, torch.Tensor)) for v in held)
+
+    def _inherits(self, cls: type) -> bool:
+        """Whether a class has code of torch beside that of every module, which may read what it stores."""
+        outside = [base for base in cls.__mro__ if not self.world.modules.traced(base.__module__)]
+        return any(base.__module__.partition(".")[0] == "torch" and base is not nn.Module for base in outside)
 
     def _chosen(self, value: ast.expr) -> ast.expr:
         """The arm that a conditional expression takes, if that is known."""
