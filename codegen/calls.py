@@ -41,6 +41,10 @@ class Calls(Forwarding):
             self.children(node)
             return
         function, skip = self._target(node.func)
+        if function is None and self._own_class(node.func):
+            owner = self.function.owner if self.function else None
+            for cls in {type(i) for i in self.world.instances.get(owner or object, ())}:
+                self.log.pinned.update(function_keys(cls))
         if function is not None and self._forward(node, function):
             return
         keys = [code_key(function)] if inspect.isroutine(function) else function_keys(function) if function else []
@@ -48,6 +52,15 @@ class Calls(Forwarding):
         self._parameters_taint(node, function, skip)
         self.in_role("call", node.func)
         self._arguments(node, function, skip)
+
+    def _own_class(self, node: ast.expr) -> bool:
+        """`type(self)`, `self.__class__` and the `cls` of a class method: one of the classes of this method."""
+        function = self.function
+        if function is None or function.owner is None:
+            return False
+        made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
+        mine = isinstance(node, ast.Name) and node.id == function.self_name
+        return made or mine or (isinstance(node, ast.Attribute) and node.attr == "__class__")
 
     def _by_name(self, node: ast.Call, name: str) -> bool:
         """getattr and its kin, by a name that must be known; True when all is done."""

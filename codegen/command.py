@@ -105,7 +105,7 @@ def _emitted(args: argparse.Namespace) -> int:
 
     torch.manual_seed(args.seed)
     model = _built(build, args)
-    options = {name: tuple(getattr(args, name)) for name in ("allow", "keep", "opaque")}
+    options: dict[str, Any] = {name: tuple(getattr(args, name)) for name in ("allow", "keep", "opaque")}
     options |= {name: tuple(getattr(args, name)) for name in ("inline",) if getattr(args, name)}
     if args.dynamic:
         options["dynamic"] = ("training", "gradient_checkpointing", *args.dynamic)

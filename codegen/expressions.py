@@ -32,6 +32,20 @@ class Expressions(References):
         self.decided(node.test, str(found[0]), found[1])
         self.replace(node, self.text_of(node.body if found[0] else node.orelse))
 
+    def _truth(self, node: ast.expr) -> None:
+        """`not flag` of a flag that is fixed is what it comes to."""
+        try:
+            value, used = (None, []) if self.opaque or self.role == "type" else self.known(node)
+        except Unknown:
+            value, used = None, []
+        if isinstance(value, bool) and any(k == "parameter" and self.world.removable((o, n)) for k, o, n in used):
+            self.decided(node, str(value), used)
+            self.replace(node, str(value))
+        else:
+            self.children(node)
+
+    _expr_unaryop = _expr_compare = _expr_boolop = _truth
+
     def test(self, node: ast.expr) -> None:
         """A test that stays; of `and` and `or`, operands that change nothing are left out."""
         if not isinstance(node, ast.BoolOp):

@@ -85,7 +85,3 @@ class Marks:
     def fill(self, text: str, names: Mapping[Key, str]) -> str:
         """`text` with the names in place of the marks."""
         return _MARK.sub(lambda m: names[self._keys[int(m[2])]], text)
-
-    def soften(self, text: str) -> str:
-        """The same text, for a place that runs later."""
-        return _MARK.sub("\x01\\2\x02", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ from .footer import build_text, load_text
 from .header import header_text
 from .keys import Import, Key, Unit
 from .modules import STRING_BREAK, notice
-from .naming import import_lines, named
+from .naming import import_lines, mangled, named
 from .reflow import reflowed
 from .units import Written
 
@@ -93,7 +94,7 @@ def written_out(
     ]
     code = "from __future__ import annotations\n\n" + "\n".join(parts) + "\n"
     known = {line.strip() for module in world.modules.texts() for line in module.text.split("\n")}
-    code = reflowed(code, known)
+    code = reflowed(code, known) if _parses(code) else code
     if header is None:
         header = header_text(closure, names, title)
     notices = dict.fromkeys(
@@ -103,14 +104,23 @@ def written_out(
     return f'"""{header}"""\n\n{comments}{code}'.replace(STRING_BREAK, "\n"), names
 
 
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code.replace(STRING_BREAK, "\n"))
+    except SyntaxError:
+        return False
+    return True
+
+
 def _unmangled(closure: Closure, names: Mapping[Key, str]) -> None:
     """A class whose private names are read from outside keeps its own name. Raises `CodegenError` where it cannot."""
-    for unit, name in names.items():
-        prefix = f"_{unit.name.lstrip('_')}__"
-        readers = [u for u, written in closure.units.items() if prefix in written.text]
-        if isinstance(unit, Unit) and name != unit.name and any(u.name != unit.name or u == unit for u in readers):
+    units = closure.units
+    renamed = [u for u, w in units.items() if isinstance(w.node, ast.ClassDef) and names.get(u, u.name) != u.name]
+    for unit in renamed:
+        readers = [u for u, written in units.items() if mangled(unit, written.text)]
+        if any(u.name != unit.name or u == unit for u in readers):
             reason = (
-                f"two classes are called {unit.name}, and {prefix}... is read by a name that belongs to one of them"
+                f"two classes are called {unit.name}, and a private name such as _{unit.name}__x is read from outside"
             )
             raise CodegenError(
                 [Problem(reason, "rename one of the classes", closure.world.modules.read(unit.module).file)]

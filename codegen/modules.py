@@ -146,6 +146,17 @@ class Module(Text):
         return ".".join([*parts, *([statement.module] if statement.module else [])])
 
 
+_READ: dict[str, Module] = {}  # what was read last under each name
+
+
+def module_of(live: ModuleType) -> Module:
+    """The text of an imported module, read anew only when it has changed. Raises `SourceMissing`."""
+    held = _READ.get(live.__name__)
+    if held is None or held.live is not live or held.text != _read(live)[1]:
+        held = _READ[live.__name__] = Module(live)
+    return held
+
+
 class Fragment(Text):
     """An expression in a string, such as an annotation, read in the names of its module."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import builtins
 import keyword
+import re
+import sys
 from collections.abc import Iterable, Mapping
 
 from .effects import is_effect
@@ -36,8 +38,8 @@ def named(
 
     classes = [u for u in order if isinstance(units[u].node, ast.ClassDef) and not is_effect(u)]
     rest = [u for u in order if u not in set(classes) and not is_effect(u)]
-    mangled = [u for u in classes if f"_{u.name.lstrip('_')}__" in units[u].text]  # these cannot give way
-    for unit in dict.fromkeys([*mangled, *classes]):
+    firm = [u for u in classes if mangled(u, units[u].text)]  # these cannot give way
+    for unit in dict.fromkeys([*firm, *classes]):
         give(unit, unit.name, _with_module(unit, classes=True))
     for key in sorted(imports):
         wanted = modules.statement(key)[1]
@@ -48,6 +50,11 @@ def named(
     for unit in rest:
         give(unit, unit.name, _with_module(unit, classes=False))
     return given
+
+
+def mangled(unit: Unit, text: str) -> bool:
+    """Whether a text spells out a private name of a class, as in `_Class__name`."""
+    return re.search(rf"\b_{re.escape(unit.name.lstrip('_'))}__\w", text) is not None
 
 
 def _with_module(unit: Unit, classes: bool) -> str:
@@ -103,6 +110,4 @@ def _item_order(item: str) -> tuple[int, str]:
 
 
 def _stdlib(module: str) -> bool:
-    import sys
-
     return module.partition(".")[0] in sys.stdlib_module_names

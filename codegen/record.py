@@ -115,11 +115,13 @@ def watch(build: Callable[[], Any], traced: Callable[[str], bool]) -> Record:
                 rest = {k: v for k, v in arguments.items() if k != code.co_varnames[0]}
                 record.made[id(instance)] = Made(instance, code, rest)
 
-    before = sys.getprofile()
+    before: Any = sys.getprofile()
     with torch.random.fork_rng(devices=[]):
         sys.setprofile(note)
         try:
             record.model = build()
         finally:
-            sys.setprofile(before)
+            sys.setprofile(before if before is None or callable(before) else None)
+            if before is not None and not callable(before):
+                before.enable()  # cProfile, which cannot be set again by sys.setprofile
     return record

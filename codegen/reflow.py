@@ -6,10 +6,13 @@ Statements that stand as in the source keep the breaks they had.
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
 from collections.abc import Iterator
+
+from .modules import STRING_BREAK
 
 WIDTH = 120
 _SKIP = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
@@ -17,6 +20,12 @@ _SKIP = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokeni
 
 def reflowed(text: str, untouched: set[str]) -> str:
     """`text` with the changed statements laid out; `untouched` holds the stripped lines of the sources."""
+    laid_out = _reflowed(text, untouched)
+    one, other = (ast.dump(ast.parse(t.replace(STRING_BREAK, "\n"))) for t in (text, laid_out))
+    return laid_out if one == other else text  # line breaks are never worth another meaning
+
+
+def _reflowed(text: str, untouched: set[str]) -> str:
     lines = text.split("\n")
     out: list[str] = []
     at = 0
@@ -143,16 +152,14 @@ def _opened(line: str, indent: str) -> list[str]:
     inner = line[start + 1 : end]
     head, tail = line[: start + 1], line[end:]
     deeper = f"{indent}    "
-    if len(deeper + inner) <= WIDTH and not line.startswith(("def ", "async def ")):
-        return [indent + head, deeper + inner, indent + tail]
     if len(deeper + inner) <= WIDTH:
         return [indent + head, deeper + inner, indent + tail]
     items = _items(inner)
+    called = line[start] == "(" and re.search(r"[\w)\]]$", line[:start]) is not None
     lines = [indent + head]
     for item in items:
-        text = f"{deeper}{item},"
-        lines += [text] if len(text) <= WIDTH else [*(_opened(item, deeper) or [deeper + item])]
-        if len(text) > WIDTH:
+        lines += [deeper + item] if len(deeper + item) < WIDTH else (_opened(item, deeper) or [deeper + item])
+        if len(items) > 1 or (called and " for " not in item):  # else a comma would make a tuple of it
             lines[-1] += ","
     return [*lines, indent + tail]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from .keys import Builtin, Import, Key, Package, Unit
-from .modules import Module, SourceMissing
+from .modules import Module, SourceMissing, module_of
 from .record import VARIES
 
 _USUAL = {"torch": "torch", "torch.nn": "nn", "torch.nn.functional": "F"}
@@ -46,7 +46,7 @@ class Modules:
         if name not in self._modules:
             live = sys.modules.get(name) or importlib.import_module(name)
             try:
-                self._modules[name] = Module(live)
+                self._modules[name] = module_of(live)
             except SourceMissing as error:
                 raise Unresolved(str(error), "define the class in a file that is imported") from None
         return self._modules[name]

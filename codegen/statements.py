@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
 
 from . import edits
 from .keys import Builtin, Package
@@ -189,8 +191,6 @@ class Statements(Stores):
         return gone, False
 
     def _local_module(self, alias: ast.alias) -> None:
-        import importlib
-
         live = importlib.import_module(alias.name if alias.asname else alias.name.split(".")[0])
         self.scopes[-1].known[alias.asname or alias.name.split(".")[0]] = (live, ())
 
@@ -209,8 +209,6 @@ class Statements(Stores):
             try:
                 found = self.world.modules.resolve(self.world.modules.read(source), alias.name)
             except Unresolved as error:
-                import sys
-
                 if f"{source}.{alias.name}" in sys.modules:
                     found = Package(f"{source}.{alias.name}")
                 else:
@@ -222,8 +220,6 @@ class Statements(Stores):
         return True, False
 
     def _local_name(self, source: str, alias: ast.alias) -> None:
-        import importlib
-
         live = getattr(importlib.import_module(source), alias.name, None)
         if live is not None:
             self.scopes[-1].known[alias.asname or alias.name] = (live, ())

@@ -23,6 +23,7 @@ class Stores(Calls):
 
     def _statement_assign(self, node: ast.Assign) -> tuple[bool, bool]:
         if all(self._dead_store(t, node.value) for t in node.targets):
+            self._gone(node.value)
             return True, False
         self._note_store(node.targets, node.value)
         self.expr(node.value)
@@ -32,6 +33,7 @@ class Stores(Calls):
 
     def _statement_annassign(self, node: ast.AnnAssign) -> tuple[bool, bool]:
         if node.value is not None and self._dead_store(node.target, node.value):
+            self._gone(node.value)
             return True, False
         if node.value is not None:
             self._note_store([node.target], node.value)
@@ -59,30 +61,39 @@ class Stores(Calls):
 
     def _dead_store(self, target: ast.expr, value: ast.expr) -> bool:
         """A store that nothing reads any more, of a value without effects."""
-        while isinstance(value, ast.IfExp) and (found := self.decide(value.test)) is not None:
-            value = value.body if found[0] else value.orelse
-        if self.opaque or not is_plain(value):
+        if self.opaque or not is_plain(self._chosen(value)):
             return False
         if self.scopes and self.scopes[-1].kind == "class":
             return isinstance(target, ast.Name) and self.unread(target.id)
         function = self.function
-        if isinstance(target, ast.Name) and function is not None and self.scopes[-1].kind == "function":
+        if function is None:
+            return False
+        if isinstance(target, ast.Name) and self.scopes[-1].kind == "function":
             local = (function.key, target.id)
             return local in self.before.dead_locals and local not in self.world.staying
-        mine = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and function is not None
-        if (
-            not mine
-            or function is None
-            or not isinstance(target, ast.Attribute)
-            or not isinstance(target.value, ast.Name)
-        ):
+        if not isinstance(target, ast.Attribute) or not self._mine(target, function) or not function.construction:
             return False
-        if target.value.id != function.self_name or function.owner is None or not function.construction:
-            return False
-        if target.attr not in self.world.dead_attributes:
+        if function.owner is None or target.attr not in self.world.dead_attributes or self._inherits(function.owner):
             return False
         held = [self.held(i, target.attr) for i in self.world.instances.get(function.owner, ())]
         return not any(isinstance(v, (nn.Module, torch.Tensor)) for v in held)
+
+    def _inherits(self, cls: type) -> bool:
+        """Whether a class has code of torch beside that of every module, which may read what it stores."""
+        outside = [base for base in cls.__mro__ if not self.world.modules.traced(base.__module__)]
+        return any(base.__module__.partition(".")[0] == "torch" and base is not nn.Module for base in outside)
+
+    def _chosen(self, value: ast.expr) -> ast.expr:
+        """The arm that a conditional expression takes, if that is known."""
+        while isinstance(value, ast.IfExp) and (found := self.decide(value.test)) is not None:
+            value = value.body if found[0] else value.orelse
+        return value
+
+    def _gone(self, value: ast.expr) -> None:
+        """Note the choice that went with a store."""
+        while isinstance(value, ast.IfExp) and (found := self.decide(value.test)) is not None:
+            self.decided(value.test, str(found[0]), found[1])
+            value = value.body if found[0] else value.orelse
 
     def unread(self, name: str) -> bool:
         """Whether nothing that is retained reads a constant of the class that is being walked."""

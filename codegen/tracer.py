@@ -49,7 +49,7 @@ def trace(
         reason = f"how build() makes a {type(model).__qualname__} was not seen"
         hint = "make it anew on every call, and give the class an __init__ of its own"
         raise CodegenError(problems or [Problem(reason, hint)])
-    world = World(modules, Marks(), record, Options(tuple(keep), tuple(dynamic), tuple(opaque)))
+    world = World(modules, Marks(), record, Options(tuple(keep), ("training", *dynamic), tuple(opaque)))
     gather(world, record.model)
     find_writers(world)
     closure = Closure(world, record.model, also, build)

@@ -75,7 +75,7 @@ class Units(Configs):
 
     def guarded(self, node: ast.stmt) -> None:
         """A definition that stands in an `if` about this machine cannot be chosen for another."""
-        for outer in ast.walk(self.module.tree):
+        for outer in ast.walk(self.module.tree) if node.col_offset else ():
             if (
                 isinstance(outer, ast.If)
                 and outer.lineno < node.lineno <= (outer.end_lineno or 0)

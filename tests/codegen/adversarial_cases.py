@@ -103,7 +103,7 @@ def _of_file(path: Path) -> list[Case]:
     for block in re.split(r"^=== ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         head, *parts = re.split(r"^--- (\S+)\n", block, flags=re.MULTILINE)
         name, *lines = head.strip().split("\n")
-        keys = dict((line.partition(":")[0].strip(), line.partition(":")[2].strip()) for line in lines if line.strip())
+        keys = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines if line.strip()}
         files = {file: _HEAD + text.rstrip("\n") + "\n" for file, text in zip(parts[::2], parts[1::2])}
         files = {
             file: text if "import torch as T" not in text else text.removeprefix(_HEAD) for file, text in files.items()

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import codegen.emission
 import pytest
 import torch
 from command_models import Masked, Tied, Undecidable, initialise, tied_relu
 
+import codegen.emission
 from codegen import CodegenError, Problem, emit
 from codegen.stamp import stamped, unchanged
 
@@ -52,7 +52,7 @@ def test_the_directory_stands_alone(tmp_path):
 def test_nothing_is_written_when_something_is_wrong(tmp_path, monkeypatch):
     with pytest.raises(CodegenError, match="eval"):
         emit(Undecidable(), tmp_path / "out", inputs=(torch.ones(2, 4),))
-    with pytest.raises(CodegenError, match="root module.act is <built-in method relu"):
+    with pytest.raises(CodegenError, match=r"root module\.act is <built-in method relu"):
         emit(tied_relu(), tmp_path / "out")  # its arguments cannot be read off it
     with pytest.raises(CodegenError, match="takes cannot be guessed"):
         emit(Masked(), tmp_path / "out")
@@ -118,6 +118,17 @@ def test_wrapped_models_are_unwrapped(tmp_path, unproven):
     plain = emit(Tied(), tmp_path / "plain")
     assert emit(torch.compile(Tied(), backend="eager"), tmp_path / "compiled").text == plain.text
     assert emit(torch.nn.DataParallel(Tied()), tmp_path / "parallel").text == plain.text
+
+
+def test_what_is_emitted_again_is_the_same(tmp_path, unproven, monkeypatch):
+    source = emit(tied_relu(), tmp_path / "one", tied_relu)
+    monkeypatch.syspath_prepend(tmp_path / "one")
+    module = __import__("model")
+    try:
+        again = emit(module.build_model(), tmp_path / "two", module.build_model)
+    finally:
+        del sys.modules["model"]
+    assert again.text == source.text
 
 
 def test_the_stamp():

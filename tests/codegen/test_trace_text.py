@@ -94,6 +94,21 @@ def test_long_lines_are_opened_up_and_known_lines_are_not_touched():
     assert reflowed("f(\n    a, b\n)\n", {"f(", "a, b", ")"}) == "f(\n    a, b\n)\n"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "value = table[" + " + ".join(f"argument_{i}" for i in range(12)) + "]",
+        "value = (" + " + ".join(f"argument_{i}" for i in range(12)) + ").item",
+        "value = sum(argument_of_a_long_name for argument_of_a_long_name in another_argument_of_a_long_name if argument_of_a_long_name)",
+        "value = function(lambda argument_1, argument_2: argument_1 + argument_2, "
+        + ", ".join(f"argument_{i}" for i in range(9))
+        + ")",
+    ],
+)
+def test_opening_up_never_changes_what_a_line_means(line):
+    assert ast.dump(ast.parse(reflowed(f"{line}\n", set()))) == ast.dump(ast.parse(line))
+
+
 def test_marks_are_found_in_the_order_of_use_and_filled():
     marks = Marks()
     outer, inner, torch = Unit("m", "Outer"), Unit("m", "Inner"), Import("torch")
