@@ -3,6 +3,8 @@
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
 
+    forgather_dsl.models.attention:130  qk_norm is None  ->  True
+    forgather_dsl.models.attention:131  qk_norm is None  ->  True
     forgather_dsl.models.attention:139  self.q_norm is not None and self.k_norm is not None  ->  False
     forgather_dsl.models.init:41  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
     forgather_dsl.models.llama:106  tie_embeddings  ->  False
