@@ -41,7 +41,7 @@ class Context:
         self.offset = offset
         self.documents = documents
         self.device = device
-        self._masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}  # by keys, how many are seen, dtype
+        self._masks: dict[object, torch.Tensor] = {}  # by what they depend on
 
     def mask(self, num_keys: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, bool]:
         """SDPA's `(attn_mask, is_causal)` for the last `num_keys` positions as keys.
@@ -53,7 +53,7 @@ class Context:
             return None, True
         if self.documents is None and self.length == 1 and num_keys <= self.offset + 1:
             return None, False
-        key = (num_keys, num_keys, dtype)
+        key = (num_keys, dtype)
         if key not in self._masks:
             self._masks[key] = self._as_numbers(self._past(num_keys), dtype)
         return self._masks[key], False

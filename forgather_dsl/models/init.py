@@ -21,13 +21,13 @@ _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # what a layer adds to the residual
 
 
 class NormalInit:
-    """Normal values of mean 0 and standard deviation `std`.
+    """Normal values of mean 0 and standard deviation `std`."""
 
-    With `depth_scaled`, weights of `o_proj` and `down_proj` have `std / sqrt(2 * num_layers)`, so that the sum of all
-    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3).
-    """
-
-    def __init__(self, std: float, depth_scaled: bool) -> None:
+    def __init__(
+        self,
+        std: float,
+        depth_scaled: bool,  # so that the sum of all layers' outputs keeps its size whatever the depth
+    ) -> None:
         if std <= 0:
             raise ValueError(
                 f"std={std} would start all weights equal: write a small positive number, such as std=0.02"
@@ -39,7 +39,7 @@ class NormalInit:
         """The values of the weight called `name` (such as `model.layers.0.mlp.up_proj.weight`), fp32 on the CPU."""
         std = self.std
         if self.depth_scaled and name.split(".")[-2] in _RESIDUAL_OUTPUTS:
-            std /= math.sqrt(2 * num_layers)
+            std /= math.sqrt(2 * num_layers)  # GPT-2, section 2.3
         return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 

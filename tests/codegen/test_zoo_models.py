@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ def one_thread():
 
 def wrong(models: list[Any], folder: Path) -> list[str]:
     """Tries the files of all models, and shows them to the linter; what is wrong with which."""
-    found, checks = [], []
-    for number, model in enumerate(models):
-        source = traced(model)
-        (folder / f"model_{number}.py").write_text(source.source.text)
-        checks.append(check_of(model, source))
-    for number, (model, result) in enumerate(zip(models, codegen.verify_many(checks, workers=2))):
+    found = []
+
+    def checks() -> Iterator[codegen.Check]:  # one is traced while others are tried
+        for number, model in enumerate(models):
+            source = traced(model)
+            (folder / f"model_{number}.py").write_text(source.source.text)
+            yield check_of(model, source)
+
+    for number, (model, result) in enumerate(zip(models, codegen.verify_many(checks(), workers=2))):
         if isinstance(result, codegen.CodegenError):
             found.append(f"{number}, {model!r}: {result}")
         else:

@@ -1,8 +1,10 @@
-"""Llama, from forgather_dsl.models.llama (sources 087a17eae419).
+"""Llama, from forgather_dsl.models.llama (sources 0934610f98f1).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
 
+    forgather_dsl.models.attention:130  qk_norm is None  ->  True
+    forgather_dsl.models.attention:131  qk_norm is None  ->  True
     forgather_dsl.models.attention:139  self.q_norm is not None and self.k_norm is not None  ->  False
     forgather_dsl.models.init:41  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
     forgather_dsl.models.llama:106  tie_embeddings  ->  False
@@ -48,7 +50,7 @@ class Context:
         self.offset = offset
         self.documents = documents
         self.device = device
-        self._masks: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}  # by keys, how many are seen, dtype
+        self._masks: dict[object, torch.Tensor] = {}  # by what they depend on
 
     def mask(self, num_keys: int, dtype: torch.dtype) -> tuple[torch.Tensor | None, bool]:
         """SDPA's `(attn_mask, is_causal)` for the last `num_keys` positions as keys.
@@ -60,7 +62,7 @@ class Context:
             return None, True
         if self.documents is None and self.length == 1 and num_keys <= self.offset + 1:
             return None, False
-        key = (num_keys, num_keys, dtype)
+        key = (num_keys, dtype)
         if key not in self._masks:
             self._masks[key] = self._as_numbers(self._past(num_keys), dtype)
         return self._masks[key], False
@@ -384,13 +386,12 @@ class Llama(nn.Module):
 
 
 class NormalInit:
-    """Normal values of mean 0 and standard deviation `std`.
+    """Normal values of mean 0 and standard deviation `std`."""
 
-    With `depth_scaled`, weights of `o_proj` and `down_proj` have `std / sqrt(2 * num_layers)`, so that the sum of all
-    layers' outputs keeps its size whatever the depth (GPT-2, section 2.3).
-    """
-
-    def __init__(self, std: float) -> None:
+    def __init__(
+        self,
+        std: float,  # so that the sum of all layers' outputs keeps its size whatever the depth
+    ) -> None:
         self.std = std
 
     def draw(self, name: str, shape: torch.Size, num_layers: int, generator: torch.Generator) -> torch.Tensor:
