@@ -14,6 +14,7 @@ from .modules import Module
 from .record import code_key
 from .scopes import FUNCTIONS
 
+_BY_COMPILE = ("__resume_at_", "torch_dynamo_resume_in_")  # what torch.compile puts beside the functions that it breaks
 _HINT = "import the module again, in a new process, so that the model is that of the file"
 
 
@@ -131,6 +132,8 @@ def _collect(code: CodeType, known: dict[tuple[str, int], CodeType]) -> None:
 def _functions(module: Module) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in list(vars(module.live).items()):
+        if name.startswith(_BY_COMPILE):
+            continue
         if isinstance(value, type) and value.__module__ == module.name:
             held = [(f"{name}.{k}", v) for k, v in vars(value).items()]
         else:

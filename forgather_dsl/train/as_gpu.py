@@ -69,11 +69,17 @@ class _FusedRMSNorm(Function):
 
 
 def _attention(
-    function: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
+    function: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """Flash attention alone shares keys and values among heads: for 16-bit numbers, at most 256 a head, and no mask."""
     shares = attn_mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256
     if kwargs.get("enable_gqa") and not shares:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         kwargs["enable_gqa"] = False
-    return function(q, k, v, attn_mask=attn_mask, **kwargs)
+    return function(q, k, v, attn_mask, *args, **kwargs)

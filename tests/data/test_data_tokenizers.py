@@ -281,7 +281,7 @@ def test_a_hub_folder_gives_the_ids_of_transformers_without_truncation_padding_o
 def test_saving_a_hub_tokenizer_keeps_its_chat_template(llama_like, tmp_path):
     HFTokenizer(path=str(llama_like), eos=None, vocab_size=320).save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
-    assert config["chat_template"] == "{{ x }}"
+    assert (tmp_path / "saved" / "chat_template.jinja").read_text() == "{{ x }}"
     assert config["eos_token"] == "</s>"
 
 

@@ -1,4 +1,4 @@
-"""Llama, from forgather_dsl.models.llama (sources 0934610f98f1).
+"""Llama, from forgather_dsl.models.llama (sources 350fd1c5ef92).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
