@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import broken_graph
 import torch
 
 import codegen
-import broken_graph
 
 
 def test_a_model_that_was_compiled_before_is_traced_to_the_same_text():
