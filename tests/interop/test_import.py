@@ -428,6 +428,7 @@ print(done.bytes, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux tells the peak of a moment")
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "head_dim": 64}

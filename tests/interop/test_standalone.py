@@ -173,7 +173,7 @@ def logits_of_checkpoint(run: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("with_models")
-@pytest.mark.parametrize("name", ["Tied", "TiedPP2"])
+@pytest.mark.parametrize("name", ["Tied", pytest.param("TiedPP2", marks=pytest.mark.slow)])
 def test_a_finished_run_leaves_its_model(
     name: str, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,7 +179,13 @@ class Crowded(Wide):
 
 @pytest.mark.parametrize(
     ("cls", "gpus"),
-    [(Large, "4x24GB"), (Large, "2x24GB"), (Large, "24GB+12GB+24GB+24GB"), (Large, "4x8GB"), (Crowded, "4x8GB")],
+    [
+        (Large, "4x24GB"),
+        (Large, "2x24GB"),
+        (Large, "24GB+12GB+24GB+24GB"),
+        pytest.param(Large, "4x8GB", marks=pytest.mark.slow),
+        (Crowded, "4x8GB"),
+    ],
 )
 def test_advice_can_be_pasted_and_then_it_fits(cls, gpus):
     data = to_dict(plan(cls(), gpus))
