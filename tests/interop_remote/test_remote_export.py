@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from forgather_dsl import FP32, Bytes, Cycle, Experiment, GroupedQueryAttention, Llama, SlidingWindow, TextFiles
@@ -56,6 +57,7 @@ class Mixed(Experiment):
     )
 
 
+@pytest.mark.slow
 def test_from_a_run_to_logits(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("a line of text\n" * 50)
     experiment = Mixed(data=TextFiles(paths=(str(tmp_path / "corpus.txt"),), held_out=0.0))

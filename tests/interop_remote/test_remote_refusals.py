@@ -98,6 +98,7 @@ def test_packages_beside_torch_are_refused(tmp_path: Path) -> None:
         write(tmp_path / "folder", needs)
 
 
+@pytest.mark.slow
 def test_what_is_claimed_is_tried(tmp_path: Path) -> None:
     here = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     environment = {

@@ -35,7 +35,6 @@ def test_losses_norms_weights_and_optimizer_are_those_of_agreeing_first_whether_
 ) -> None:
     cases = run(tmp_path)
     assert {name: case["wrong"] for name, case in cases.items()} == {name: [] for name in cases}
-    assert not any(cases["never 1F1B 2"]["undone"])
     mixed = cases["mixed tied 1F1B 2"]["undone"]
     assert len(mixed[0]) == len(mixed[1]) > 0  # both ranks ran their forwards again,
     assert True in mixed[0] + mixed[1]  # and at least one took an update back
@@ -48,6 +47,7 @@ def test_the_same_for_more_schedules_precisions_and_limits(tmp_path: Path) -> No
     cases = run(tmp_path, "--all", seconds=900)
     assert {name: case["wrong"] for name, case in cases.items()} == {name: [] for name in cases}
     assert len(cases) == 10
+    assert not any(cases["never 1F1B 2"]["undone"])
     assert cases["always 1F1B 2"]["undone"][0] == [False] * 6  # each rank's own part is over the limit: it waits
     assert all(any(rank) for rank in cases["mixed bf16 ZB-H2 2"]["undone"])
     replicas = [*cases["mixed tied 1F1B 2x2"]["undone"], *cases["infinite ZB-H2 2x2"]["undone"]]

@@ -10,6 +10,8 @@ from small_runs import losses, records
 
 from forgather_dsl import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def single(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
