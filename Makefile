@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 WORKERS ?= 2
-PYTEST = $(PY) -m pytest -q --benchmark-skip -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(PY) -m pytest -q --benchmark-skip -n $(WORKERS) --dist loadfile
 
 .PHONY: run test test-slow check bench golden clean help
 

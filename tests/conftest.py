@@ -15,13 +15,6 @@ for name, value in {
 }.items():  # before torch is imported: this process has to compute as the ranks do
     os.environ.setdefault(name, value)
 
-LONGEST = ("test_readme.py", "test_adversarial.py", "test_resume_exact.py", "test_zoo_models.py", "test_ranks.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with few but long tests first, so that the last process to end does not end alone."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet_and_alone(tmp_path_factory: pytest.TempPathFactory):
