@@ -131,8 +131,8 @@ class Branches(Statements):
             colon = self.text.slice(self.text.end(test), self._header_end(test, body))
             word = "if " if i == 0 else "elif "
             opening = self.text.slice(self.text.start(arm), first).removeprefix("elif").removeprefix("if").strip()
-            text, gone, stop = self.arm_text(body, f"{indent}    " if self.inline(body[0]) else self._indent_of(body))
             inner = f"{indent}    " if self.inline(body[0]) else self._indent_of(body)
+            text, gone, stop = self.arm_text(body, inner)
             parts.append(
                 f"{indent}{word}{opening}{head}{colon.rstrip()}\n{text if not gone else f'{inner}pass{chr(10)}'}"
             )
@@ -234,9 +234,8 @@ class Branches(Statements):
         for item in node.items:
             self.expr(item.context_expr)
             self.expr(item.optional_vars)
-        gone, stops = self.block(node.body)
-        self.filled(node.body, gone)
-        return False, stops and False
+        self.filled(node.body, self.block(node.body)[0])
+        return False, False  # what it enters may swallow an exception
 
     def _statement_try(self, node: ast.Try) -> tuple[bool, bool]:
         self.trying += 1

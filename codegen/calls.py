@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 from typing import Any
@@ -238,16 +239,5 @@ class Calls(Forwarding):
             return
         for part in ast.walk(value):
             if isinstance(part, (ast.Name, ast.Attribute)) and isinstance(part.ctx, ast.Load):
-                try:
-                    _, used = self.known(part)
-                except Unknown:
-                    continue
-                for kind, owner, name in used:
-                    if kind == "parameter":
-                        self.log.fixed.add((owner, name))
-                    elif kind == "field":
-                        self.log.fixed_fields.add((owner, name))
-                    else:
-                        self.log.folded.add((owner, name))
-
-    # calls that only forward
+                with contextlib.suppress(Unknown):
+                    self.fix(self.known(part)[1])

@@ -89,10 +89,8 @@ class Closure:
         world.dead_attributes = set() if stay else self._originally - before.reads - world.dynamic_names
         walker = self._root_walker()
         texts = [self._root_text(walker)]
-        for function in self.also:
-            self.also_texts = []
-            texts.append(self._also_text(walker, function))
-        self.also_texts = texts[1:]
+        self.also_texts = [self._also_text(walker, function) for function in self.also]
+        texts += self.also_texts
         todo: list[tuple[Unit, Unit | None]] = [
             (k, None) for t in texts for k in world.marks.keys(t) if isinstance(k, Unit)
         ]

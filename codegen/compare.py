@@ -22,6 +22,7 @@ _HOOKS = {
     "_state_dict_hooks": "state dict hooks",
     "_load_state_dict_pre_hooks": "hooks on loading",
 }
+_OF_EVERY = frozenset(nn.Module().__dict__)
 _OWN = {"training", "_is_torch_compile", "_is_full_backward_hook", "call_super_init", "_version"}
 
 
@@ -84,13 +85,13 @@ def _tensor_differences(model: nn.Module, again: nn.Module) -> Iterator[Problem]
             f"these weights are tied in one of the model and a new one, and not in the other: {names}",
             "tie them in the constructor",
         )
-    for name, value in model.state_dict().items():
+    state, buffers = model.state_dict(), dict(again.named_buffers())
+    for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             yield Problem(f"the state dict holds {name}, which is no tensor (extra_state)", "keep it in a buffer")
     for name, buffer in model.named_buffers():
-        fresh = dict(again.named_buffers()).get(name)
-        stored = name in model.state_dict()
-        if not stored and fresh is not None and not _tensors_equal(buffer, fresh):
+        fresh = buffers.get(name)
+        if name not in state and fresh is not None and not _tensors_equal(buffer, fresh):
             yield Problem(
                 f"the buffer {name} is not in the state dict and differs from that of a new model, so it would be lost",
                 "make it persistent, or compute it from the arguments alone",
@@ -139,7 +140,7 @@ def _module_differences(
                     f"{where} ({type(mine).__qualname__}) has {_HOOKS[attribute]} that its constructor does not make",
                     "remove them before tracing, or write what they do into forward",
                 )
-        elif attribute.startswith("_") and attribute in nn.Module().__dict__:
+        elif attribute.startswith("_") and attribute in _OF_EVERY:
             continue
         elif inspect.isroutine(value) and inspect.isroutine(getattr(type(mine), attribute, None)):
             made = theirs.__dict__.get(attribute)

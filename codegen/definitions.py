@@ -15,10 +15,6 @@ from .walk import Scope
 class Definitions(Functions):
     """The walk over functions and classes."""
 
-    # functions
-
-    # classes
-
     def unread(self, name: str) -> bool:
         """Whether nothing that is retained reads a constant of the class that is being walked."""
         cls = self.owner
@@ -106,7 +102,3 @@ class Definitions(Functions):
         if isinstance(node, ast.FunctionDef):
             return not self.keeps(cls, node)
         return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-
-    # decorators
-
-    # whole units

@@ -18,6 +18,12 @@ class Dispatch(Reifier):
 
     def decided(self, node: ast.AST, outcome: str, used: list[Use]) -> None:
         """Note a choice that the file no longer has; what it rests on is fixed."""
+        self.fix(used)
+        text = " ".join(ast.unparse(node).split())
+        self.log.decisions.add(Decision(self.module.name, getattr(node, "lineno", 0), text, outcome))
+
+    def fix(self, used: list[Use]) -> None:
+        """Note that facts decided something."""
         for kind, owner, name in used:
             if kind == "parameter":
                 self.log.fixed.add((owner, name))
@@ -25,8 +31,6 @@ class Dispatch(Reifier):
                 self.log.fixed_fields.add((owner, name))
             else:
                 self.log.folded.add((owner, name))
-        text = " ".join(ast.unparse(node).split())
-        self.log.decisions.add(Decision(self.module.name, getattr(node, "lineno", 0), text, outcome))
 
     def expr(self, node: ast.AST | None) -> None:
         """Walk an expression."""

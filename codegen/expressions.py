@@ -16,10 +16,6 @@ from .walk import Scope, Unknown
 class Expressions(References):
     """The walk over expressions."""
 
-    # names
-
-    # attributes
-
     # choices
 
     def _expr_ifexp(self, node: ast.IfExp) -> None:

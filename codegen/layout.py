@@ -82,7 +82,7 @@ def written_out(
     json, os, torch = (world.modules.outside(name) for name in ("json", "os", "torch"))
     imports = {k for w in units.values() for k in world.marks.keys(w.text) if isinstance(k, Import)}
     imports |= {k for k in top if isinstance(k, Import)} | {json, os, torch}
-    names = named(units, order, imports, world.modules, set())
+    names = named(units, order, imports, world.modules)
     _unmangled(closure, names)
     body = _body(world, units, order, names)
     root, call = world.marks.fill(closure.root, names), world.marks.fill(closure.build, names)

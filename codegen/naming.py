@@ -18,14 +18,14 @@ _RESERVED = {"build_model", "load_model", "annotations"}
 
 
 def named(
-    units: Mapping[Unit, Written], order: list[Unit], imports: Iterable[Import], modules: Modules, own: set[str]
+    units: Mapping[Unit, Written], order: list[Unit], imports: Iterable[Import], modules: Modules
 ) -> dict[Key, str]:
-    """A name for every unit and import; no name hides another where it is used. `own`: names that may be reserved ones."""
+    """A name for every unit and import; no name hides another where it is used."""
     forbidden: dict[Key, set[str]] = {}
     for written in units.values():
         for key, names in written.forbidden.items():
             forbidden.setdefault(key, set()).update(names)
-    taken: set[str] = {*dir(builtins), *(_RESERVED - own)}
+    taken: set[str] = {*dir(builtins), *_RESERVED}
     given: dict[Key, str] = {}
 
     def give(key: Key, wanted: str, *others: str) -> None:
@@ -72,8 +72,7 @@ def import_lines(imports: Iterable[Import], names: Mapping[Key, str], modules: M
     plain: set[tuple[bool, str]] = set()
     froms: dict[str, set[str]] = {}
     for key in imports:
-        spelling, bound = modules.statement(key)
-        name = names[key]
+        spelling, name = modules.statement(key)[0], names[key]
         if spelling.startswith("import "):
             module = key.module
             plain.add((_stdlib(module), f"import {module}" if name == module else f"import {module} as {name}"))
@@ -81,7 +80,6 @@ def import_lines(imports: Iterable[Import], names: Mapping[Key, str], modules: M
             origin = spelling.split(" ")[1]
             item = spelling.split(" import ")[1].split(" as ")[0]
             froms.setdefault(origin, set()).add(item if item == name else f"{item} as {name}")
-        del bound
     groups: list[str] = []
     for standard in (True, False):
         lines = sorted(

@@ -21,7 +21,7 @@ from ..specs import Experiment
 from ..train.trainer import TRUSTED
 from .folder import SINGLE, new_folder, require_room
 from .outgoing import Outgoing, open_outgoing
-from .standalone import TEXT, write_standalone, write_text
+from .standalone import PROVEN, TEXT, write_standalone, write_text
 
 FOLDER = "model"
 MOST_BYTES = 2**30
@@ -50,13 +50,14 @@ def _written(where: str, weights: Outgoing) -> str:
     whole = weights.size <= MOST_BYTES
     require_room(where, weights.size if whole else 0)
     with _replaced(where) as partial:
-        _ = write_standalone(weights, partial) if whole else write_text(weights.experiment, partial)
+        lines = write_standalone(weights, partial) if whole else write_text(weights.experiment, partial)
         with contextlib.suppress(UserError):  # a tokenizer that cannot be had any more
             from .words import tokenizer_of, write_tokenizer
 
             write_tokenizer(tokenizer_of(weights.experiment), partial, check=False)
     more = f", {SINGLE}" if whole else "; export --to torch writes the weights beside it"
-    return f"{TEXT}{more}: the same with torch alone, bit for bit"
+    by = "" if lines[0].startswith(PROVEN) else ", as seen of a small twin with the same code"
+    return f"{TEXT}{more}: the same with torch alone, bit for bit{by}"
 
 
 def _is_of(where: str, weights: Outgoing) -> bool:

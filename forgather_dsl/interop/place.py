@@ -20,6 +20,10 @@ def require_weights(path: str) -> None:
     if not os.path.isdir(path):
         raise UserError(f"{path} is no folder; write a folder with config.json and model.safetensors")
     names = sorted(os.listdir(path))
+    if "checkpoints" in names:
+        raise UserError(
+            f'{path} is a run directory of this package; to begin with its weights, write init_from = "{path}" in an experiment'
+        )
     if "adapter_config.json" in names:
         raise UserError(
             f"{path} holds an adapter (adapter_config.json), not a model; merge it into its base model first: "

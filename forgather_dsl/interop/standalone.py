@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TEXT, WEIGHTS = "model.py", "model.safetensors"
 MOST_PARAMETERS = 2**25  # that are tried as they are: two copies, their gradients and a file of all of them
 LENGTH = 72  # tokens of a row that is tried
+PROVEN = "proven: "  # how the first line of what was proven begins, unless it was proven by a twin
 CALLS = {  # by the argument of forward that they try
     "documents": "result = model(tokens, (torch.arange(tokens.shape[1]) // 7).expand(2, -1))",
     "cache": (
@@ -84,7 +85,7 @@ def _proven(model: Lazy[Any], found: Traced, weights: str | None) -> list[str]:
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in found.build().parameters())
     if parameters <= MOST_PARAMETERS:
-        return [f"proven: {check(model, found, weights)}"]
+        return [f"{PROVEN}{check(model, found, weights)}"]
     twin = twin_of(model)
     other = None if twin is None else traced(twin)
     if twin is None or other is None or not same_code(found.source, other.source):

@@ -6,14 +6,13 @@ import os
 from typing import Any
 
 from ..errors import UserError
+from ..train.weights import DTYPES
 from .families import to_config
 from .folder import write_json, write_tensors
 from .outgoing import Outgoing
 from .words import GENERATION
 
 __all__ = ["write_stock"]
-
-NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def stock_config(weights: Outgoing, generation: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def stock_config(weights: Outgoing, generation: dict[str, Any]) -> dict[str, Any
     except UserError as error:
         raise UserError(f"{error}\nwrite --to hf-remote: a folder with the model's own code, for any model") from error
     formats = {entry.dtype for entry in weights.stored.values()}
-    config["torch_dtype"] = NAMES[formats.pop()] if len(formats) == 1 else "float32"
+    config["torch_dtype"] = DTYPES[formats.pop()] if len(formats) == 1 else "float32"
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         config[role] = generation.get(role)
     return config

@@ -83,9 +83,9 @@ def _draw_tied(model: Any, seed: int) -> None:
     """Draw weights that have another name here than in the whole model: a stage may hold the head of a tied pair alone."""
     if getattr(model, "init", None) is None:
         return
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    owners, names = tied_names(model), {id(parameter): name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = tied_names(model).get(name)
+        owner = owners.get(name)
         if owner is not None and names[id(parameter)] != owner:
             generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, owner))
             parameter.copy_(model.init.draw(owner, parameter.shape, len(model.layers), generator))

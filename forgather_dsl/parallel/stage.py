@@ -1,8 +1,9 @@
 """One stage of a pipeline: the part of a model that one rank holds, and how a microbatch goes through it.
 
 In: a whole model on the meta device (protocol: `layers`, `context`, `tied`, and `embed`, `norm`, `head` as in
-`models.parts`) and the layers to keep. Out: the same model with the rest set to None, materialised, its linear layers deferred; parameters keep
-their full names. Dropout is reseeded before every layer, so it does not depend on the cut, the schedule or recomputing.
+`models.parts`) and the layers to keep. Out: the same model with the rest set to None, materialised, its linear layers
+deferred; parameters keep their full names. Dropout is reseeded before every layer, so it does not depend on the cut, the
+schedule or recomputing.
 """
 
 from __future__ import annotations

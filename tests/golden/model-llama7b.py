@@ -1,4 +1,4 @@
-"""Llama, from forgather_dsl.models.llama (sources 59d5b33d43a6).
+"""Llama, from forgather_dsl.models.llama (sources 3291f41070aa).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which

@@ -1,4 +1,4 @@
-"""Llama, from forgather_dsl.models.llama (sources 350fd1c5ef92).
+"""Llama, from forgather_dsl.models.llama (sources bc6fd3ab99e2).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which

@@ -175,6 +175,9 @@ def spoilt(folder: Path, how: str) -> str:
     if how == "pickles":
         single.rename(folder / "pytorch_model.bin")
         return "holds its weights as pickles (pytorch_model.bin)"
+    if how == "a run":
+        (folder / "checkpoints").mkdir()
+        return "is a run directory of this package; to begin with its weights, write init_from"
     if how == "an adapter":
         (folder / "adapter_config.json").write_text("{}")
         return "holds an adapter (adapter_config.json), not a model; merge it"
@@ -215,7 +218,7 @@ def spoilt(folder: Path, how: str) -> str:
 @pytest.mark.parametrize(
     "how",
     [
-        "pickles", "an adapter", "GGUF", "no weights", "truncated", "no JSON", "keys twice", "a list",
+        "pickles", "a run", "an adapter", "GGUF", "no weights", "truncated", "no JSON", "keys twice", "a list",
         "a path out", "an absolute path", "a name too many", "a name too few",
     ],
 )  # fmt: skip
