@@ -151,7 +151,10 @@ def test_an_empty_file_is_an_error_where_it_is_named_or_all_there_is(tmp_path, t
             b"PAR1\x15\x04\x15\xff",
             "byte 7 (0xff): invalid start byte. By its first bytes it is Parquet: use the source",
         ),
-        (gzip.compress(b"text", mtime=0), "byte 1 (0x8b): invalid start byte. By its first bytes it is gzip: unpack it"),
+        (
+            gzip.compress(b"text", mtime=0),
+            "byte 1 (0x8b): invalid start byte. By its first bytes it is gzip: unpack it",
+        ),
         (
             "text".encode("utf-16"),
             "byte 0 (0xff): invalid start byte. By its first bytes it is UTF-16: write encoding=",
