@@ -159,6 +159,7 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
     stops = [
         f"{e.steps:,} steps" if e.steps else "",
         f"{_si(e.tokens)} tokens" if e.tokens else "",
+        f"{e.epochs:g} epochs" if e.epochs else "",
         f"{e.seconds:g} s" if e.seconds else "",
     ]
     lines = [
@@ -168,6 +169,8 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         f"plan    {plan}, {m} microbatches {'each ' if replicas > 1 else ''}of {e.microbatch_size} x {e.seq_len} tokens, until {' or '.join(s for s in stops if s)}",
         f"run     {session.path}",
     ]
+    if told := session.loader.described:
+        lines.insert(3, f"packed  {told}")
     if resumed is not None:
         lines.append(f"resume  step {session.step}, {resumed.path}")
     lines += [f"change  {text}" for text in changes]
