@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from forgather_dsl.data import cache
+from forgather_dsl.data.chat_mask import Encoded, Mask
 from forgather_dsl.data.chat_source import ChatSource, Faults
 from forgather_dsl.data.templates import Conversation, Span, Template
 from forgather_dsl.data.tokenizers import Tokenizer
@@ -29,7 +29,6 @@ __all__ = ["ChatFile", "tokenize_chat"]
 VERSION = 1
 BATCH = 512  # conversations encoded at a time
 TOKENS, TRAINED, INDEX, META = "tokens.bin", "trained.bin", "index.bin", "meta.json"
-MOST_BYTES = np.iinfo(np.uint16).max - 1  # that one token can be said to stand for
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,6 @@ class ChatFile:
     fingerprint: str  # SHA-256 of all three arrays as stored
     too_long: str  # what is done with a conversation longer than a sequence
     gzip_bits_per_byte: float | None = None  # gzip is not told what was asked, so it is no yardstick here
-
-
-class Encoded(NamedTuple):
-    """One conversation."""
-
-    ids: np.ndarray  # int64 [tokens]
-    trained: np.ndarray  # int64 [tokens]
 
 
 def tokenize_chat(
@@ -124,91 +116,24 @@ def _write(
 def encoded(source: ChatSource, tokenizer: Tokenizer, template: Template, faults: Faults) -> Iterator[Encoded]:
     """Every conversation of the split; what cannot be trained on exactly goes to `faults`."""
     found = source.conversations(faults)
-    special = _special(tokenizer)
+    mask = Mask(tokenizer)
     while batch := list(islice(found, BATCH)):
         written: list[tuple[Conversation, str, list[Span]]] = []
         for one in batch:
             try:
-                _refuse_special(one, special)
+                mask.refuse_special(one)
                 written.append((one, *template.spans(one, source.train_on)))
             except UserError as error:
                 faults.add(error)
         ids = tokenizer.encode_templated([text for _, text, _ in written])
         for (one, text, spans), (numbers, offsets) in zip(written, ids):
             try:
-                result = _weighed(one.where, text, spans, numbers, offsets, special.ids)
+                result = mask.encoded(one.where, text, spans, numbers, offsets)
             except UserError as error:
                 faults.add(error)
                 continue
             if result is not None:
                 yield result
-
-
-class _Special(NamedTuple):
-    """Tokens that are no text."""
-
-    ids: np.ndarray
-    anywhere: re.Pattern[str]
-
-
-def _special(tokenizer: Tokenizer) -> _Special:
-    found = {n: t.content for n, t in tokenizer.loaded.backend.get_added_tokens_decoder().items() if t.special}
-    longest_first = sorted({*found.values(), tokenizer.loaded.eos}, key=len, reverse=True)
-    return _Special(np.array(sorted(found), np.int64), re.compile("|".join(map(re.escape, longest_first))))
-
-
-def _refuse_special(conversation: Conversation, special: _Special) -> None:
-    """A content that holds what ends a turn would end it."""
-    for number, message in enumerate(conversation.messages, 1):
-        if found := special.anywhere.search(message["content"]):
-            raise UserError(
-                f"{conversation.where}: message {number} holds {found[0]!r}, which is a token of its own, not text: "
-                "take it out of the data."
-            )
-
-
-def _weighed(
-    where: str,
-    text: str,
-    spans: list[Span],
-    numbers: list[int],
-    offsets: list[tuple[int, int]],
-    special: np.ndarray,
-) -> Encoded | None:
-    """Ids, and what each counts for; None where the first token is all that would be trained, which nothing predicts."""
-    ids, places = np.array(numbers, np.int64), np.array(offsets, np.int64).reshape(-1, 2)
-    begins, ends = places[:, 0], places[:, 1]
-    inside = np.zeros(len(ids), bool)
-    for span in spans:
-        across = (begins < span.start) & (ends > span.start) | (begins < span.stop) & (ends > span.stop)
-        if across.any():
-            raise UserError(_across(where, text, span, places[np.argmax(across)]))
-        inside |= (begins >= span.start) & (ends <= span.stop) & (ends > span.start)
-    inside[:1] = False
-    if not inside.any():
-        return None
-    upto = _utf8_lengths(text)[np.maximum.accumulate(ends)]  # several tokens may share a character
-    stands_for = np.diff(upto, prepend=0)
-    stands_for[np.isin(ids, special)] = 0
-    last = int(np.flatnonzero(inside)[-1]) + 1
-    trained = np.where(inside, 1 + np.minimum(stands_for, MOST_BYTES), 0)
-    return Encoded(ids[:last], trained[:last])
-
-
-def _utf8_lengths(text: str) -> np.ndarray:
-    """Bytes before each character and at the end, int64 [len(text) + 1]."""
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
-    return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _across(where: str, text: str, span: Span, place: np.ndarray) -> str:
-    at = span.start if place[0] < span.start < place[1] else span.stop
-    token, side = text[place[0] : place[1]], "begins" if at == span.start else "ends"
-    return (
-        f"{where}: where a turn of the assistant {side}, the tokenizer makes one token of {token!r} over the border, so the "
-        "model would not be asked as it was trained: take white space off the ends of the content, or use another template."
-    )
 
 
 def _read(folder: Path, too_long: str) -> ChatFile | None:

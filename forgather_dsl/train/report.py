@@ -11,6 +11,7 @@ import torch
 from .. import __version__
 from ..dsl import build
 from ..parallel.progress import PROGRESS
+from ..specs import ChatSource
 from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks
 from .agreement import Agreed
 from .checkpoint import Saved
@@ -180,10 +181,11 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
 def next_commands(path: str, experiment: Any) -> str:
     """What to try with a finished run."""
     prompt = experiment.sampling.prompt.splitlines()[-1].strip() if experiment.sampling is not None else "Once"
+    chat = " --chat" if isinstance(experiment.data, ChatSource) else ""
     return "\n".join(
         [
             f"saved   {path}",
-            f'next    python -m forgather_dsl generate {path} "{prompt}"',
+            f'next    python -m forgather_dsl generate {path} "{prompt}"{chat}',
             f"        python -m forgather_dsl show {path}",
         ]
     )
