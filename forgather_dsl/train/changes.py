@@ -120,7 +120,7 @@ def _reached(path: str) -> dict[str, Any] | None:
         try:
             found = manifest.read(checkpoint)
             state = found["state"]
-            data = state["data"] or {"epoch": 0, "position": 0}  # an imported checkpoint has none
+            data = state.get("data") or {"epoch": 0, "position": 0}  # an imported checkpoint has none
             epochs = data["epoch"] + data["position"] / data.get("sequences", math.inf)
             return {"steps": found["step"], "tokens": state["tokens"], "epochs": epochs, "seconds": state["seconds"]}
         except (OSError, ValueError, KeyError):
