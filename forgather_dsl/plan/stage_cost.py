@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..specs import Experiment, FullRecompute
 from ..specs.experiment import num_shards
+from .masks import Masks
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -75,6 +76,9 @@ class _Walk:
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
         self.again = isinstance(experiment.recompute, FullRecompute)
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
+        self.masks = Masks.of(experiment, ranges[stage], state.number_bytes)
+        if experiment.isolate_documents:  # each microbatch has a context of its own, tables and all
+            self.masks, self.tables = self.masks._replace(kept=self.masks.kept + self.tables), 0
         self.now = self.most = Held()
 
     def add(self, held: Held, times: int = 1) -> None:
@@ -134,6 +138,8 @@ class _Walk:
         dim, wide = self.size.dim, int(self.state.number_bytes == 2)
         self.restart()
         self.add(copies)
+        self.add(Held(activations=self.masks.kept))
+        self.touch(Held(activations=self.masks.making))
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:

@@ -15,6 +15,7 @@ from forgather_dsl import (
     FP32,
     AdamW,
     Auto,
+    Cycle,
     Experiment,
     FullRecompute,
     GroupedQueryAttention,
@@ -54,7 +55,7 @@ RECOMPUTE = {"none": NoRecompute(), "full": FullRecompute()}
 GALLERY = Path(__file__).parents[2] / "experiments"
 RECIPES = {
     cls.__name__: cls
-    for file in ("first", "tiny_llama", "llama7b")
+    for file in ("first", "tiny_llama", "llama7b", "finetune")
     for cls in experiments_in(load_file(str(GALLERY / f"{file}.py")))
     if not cls.__abstract__
 }
@@ -154,6 +155,12 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"precision": FP32()},
         {"model": replace(Narrow().model, num_kv_heads=1, attention=GroupedQueryAttention(qk_norm=RMSNorm()))},
         {"parallel": Pipeline(stages=2), "model": replace(Narrow().model, tie_embeddings=True)},
+        {"isolate_documents": True, "recompute": FullRecompute()},
+        {
+            "isolate_documents": True,
+            "parallel": Pipeline(stages=2),
+            "model": replace(Narrow().model, attention=Cycle(SlidingWindow(window=64), GroupedQueryAttention())),
+        },
     ],
 )
 def test_the_plan_is_within_three_percent_of_other_formats_and_parts(changes):
