@@ -55,6 +55,7 @@ __all__ = [
     "BF16Mixed",
     "Bytes",
     "Checkpoints",
+    "ChunkedCrossEntropy",
     "ConfigError",
     "Console",
     "Constant",
