@@ -57,6 +57,7 @@ __all__ = [
     "Chat",
     "ChatSource",
     "Checkpoints",
+    "ChunkedCrossEntropy",
     "ConfigError",
     "Console",
     "Constant",
