@@ -34,6 +34,9 @@ def split(master: Tensor, upper: Tensor, lower: Tensor) -> None:
     lower.copy_(bits.sub_(high.bitwise_left_shift_(16)))
 
 
+TAKEN = 1 << 18  # numbers of a master that are taken at a time
+
+
 class _Entry(NamedTuple):
     """A parameter, the lower half of its master, and what the optimizer takes for the parameter."""
 
@@ -120,9 +123,12 @@ class ExactMaster:
 
     @torch.no_grad()
     def set_master(self, name: str, master: Tensor) -> None:
-        """Take an fp32 master as it is."""
+        """Take an fp32 master as it is; so many numbers at a time that nothing of the size of an embedding is made."""
         entry = self._entries[name]
-        split(master.to(entry.parameter.device, torch.float32, copy=True), entry.parameter, entry.lower)
+        device, whole = entry.parameter.device, master.reshape(-1)
+        upper, lower = entry.parameter.view(-1), entry.lower.view(-1)
+        for part in (slice(start, start + TAKEN) for start in range(0, len(whole), TAKEN)):
+            split(whole[part].to(device, torch.float32, copy=True), upper[part], lower[part])
 
 
 def _entry(parameter: Tensor) -> _Entry:
