@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -21,6 +21,15 @@ import torch.nn.functional as F
 from torch.autograd.function import Function, once_differentiable
 
 __all__ = ["DeferredEmbedding", "DeferredLinear", "WeightGradients", "accumulate_weight", "defer"]
+
+
+class Watcher(Protocol):
+    """Told of each linear layer that is about to multiply."""
+
+    def meets(self, x: torch.Tensor) -> None:
+        """`x` is what the layer has saved for its backward; raising here spares the product."""
+        ...
+
 
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
 """Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
@@ -32,6 +41,7 @@ class WeightGradients:
     def __init__(self) -> None:
         self.deferring = False
         self.owed: Owed = deque()
+        self.watcher: Watcher | None = None
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
@@ -129,6 +139,8 @@ class _Linear(Function):
         x = gradients.cast_input(x, cast_weight.dtype)
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x)
+            if gradients.watcher is not None:
+                gradients.watcher.meets(x)
         return F.linear(x, cast_weight, cast_bias)
 
     @staticmethod

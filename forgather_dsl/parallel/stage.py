@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.utils.checkpoint import checkpoint
 
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
 from forgather_dsl.parallel.deferred import defer
+from forgather_dsl.parallel.recompute import Policy, run_layer_with
 
 __all__ = ["Key", "Stage", "path_of"]
 
@@ -30,7 +30,7 @@ class Stage:
     """Stage `index` of `num_stages`: the embedding if first, `layers`, the final norm and the head if last.
 
     `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast` (a dtype or None) the residual stream has that dtype on every
-    stage, so that sending it changes nothing. `recompute="full"` keeps only the input of each layer for the backward.
+    stage, so that sending it changes nothing. `recompute` says what each layer keeps for the backward (see `recompute`).
     Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
     Raises ValueError when the model holds parameters outside its parts, or shared between stages.
     """
@@ -43,14 +43,12 @@ class Stage:
         layers: range,
         device: torch.device,
         autocast: torch.dtype | None = None,
-        recompute: Literal["none", "full"] = "none",
+        recompute: Policy = "none",
     ) -> None:
-        if recompute not in ("none", "full"):
-            raise ValueError(f"recompute={recompute!r} is not known: write 'none' or 'full'")
         if not layers or layers[0] < 0 or layers[-1] >= len(model.layers):
             raise ValueError(f"stage {index} would hold {layers} of a model with {len(model.layers)} layers")
         self.model, self.index, self.num_stages, self.layers = model, index, num_stages, layers
-        self.device, self.autocast, self.recompute = device, autocast, recompute
+        self.device, self.autocast = device, autocast
         self.first, self.last = index == 0, index == num_stages - 1
         self.tied: bool = model.tied
         self.dropout: float = largest_dropout(model)  # of the whole model
@@ -62,6 +60,7 @@ class Stage:
         self._cut()
         self._materialise()
         self.gradients = defer(model)
+        self._keeping = run_layer_with(recompute, self.gradients)
         self._positions: tuple[int, Any] | None = None  # a length, and the context of all microbatches of that length
 
     def _cut(self) -> None:
@@ -150,12 +149,8 @@ class Stage:
                 _reseed(self.device, (*key, number))
             return layer(x, context, None).to(self.dtype)
 
-        if self.recompute == "none" or not torch.is_grad_enabled():
-            return run(x)
-        # What draws random numbers is reseeded above, so no state need be kept; and the second run is the first one's code
-        # on the first one's input, so torch need not compare the two tensor by tensor.
-        options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-        return checkpoint(run, x, **options)  # type: ignore[return-value]
+        # what draws random numbers is reseeded above, so a policy that runs the layer twice need keep no state of generators
+        return self._keeping(run, x) if torch.is_grad_enabled() else run(x)
 
 
 def _reseed(device: torch.device, key: tuple[int, ...]) -> None:

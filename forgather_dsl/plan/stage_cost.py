@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import Experiment, FullRecompute
+from ..specs import Experiment
 from ..specs.experiment import num_shards
+from .kept import LayerCost
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -39,10 +40,10 @@ class StageCost(NamedTuple):
 
     @classmethod
     def of(
-        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> StageCost:
-        """One microbatch on stage `stage` of those with these layers."""
-        return _Walk(experiment, size, ranges, stage, state).cost()
+        """One microbatch on stage `stage` of those with these layers, which keeps what `policy` says."""
+        return _Walk(experiment, size, ranges, stage, state, policy).cost()
 
     @classmethod
     def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, state: State) -> StageCost:
@@ -65,15 +66,14 @@ class _Walk:
     """Goes through a stage's layers as its actions do. `now` is what an action has come to, `most` its peak so far."""
 
     def __init__(
-        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> None:
         self.size, self.state = size, state
         self.tokens = experiment.microbatch_size * experiment.seq_len
-        self.layers = [size.layers[index] for index in ranges[stage]]
+        self.layers = [LayerCost.of(size.blocks[index], size.dim, policy) for index in ranges[stage]]
         self.first, self.last = stage == 0, stage == len(ranges) - 1
         self.shards = num_shards(experiment)
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
-        self.again = isinstance(experiment.recompute, FullRecompute)
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
         self.now = self.most = Held()
 
@@ -103,10 +103,6 @@ class _Walk:
         """What the first backward makes for a part's weights."""
         return Held(gradients=self.state.weight_bytes * part.parameters)
 
-    def kept(self, layer: PartSize) -> Held:
-        """From F to B of one layer."""
-        return self.numbers(self.size.dim) if self.again else self.numbers(layer.kept, layer.kept_fp32)
-
     def embedded(self) -> Held:
         """Rows of the embedding, or their gradients, in the format of its weight: as they are read or added."""
         return Held(activations=self.tokens * self.state.weight_bytes * self.size.dim)
@@ -117,7 +113,8 @@ class _Walk:
 
     def cost(self) -> StageCost:
         """All of it."""
-        parts = [*self.layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
+        layers = [layer.size for layer in self.layers]
+        parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
         copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
@@ -137,9 +134,8 @@ class _Walk:
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:
-            if self.again:
-                self.touch(self.numbers(dim + layer.forward))
-            self.add(self.kept(layer))
+            self.touch(self.numbers(layer.running))
+            self.add(self.numbers(*layer.kept))
             self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
         if not self.last:
             self.add(self.numbers(dim))
@@ -157,7 +153,7 @@ class _Walk:
         if self.last and not self.shards:
             yield self.end, self.logits(0, 1).plus(self.numbers(self.size.dim))
         for layer in reversed(self.layers):
-            yield layer, self.numbers(layer.owed)
+            yield layer.size, self.numbers(layer.size.owed)
         if self.first:
             yield self.size.embedding, self.numbers(self.size.dim)
 
@@ -180,27 +176,29 @@ class _Walk:
         for number, layer in enumerate(reversed(self.layers)):
             if number == 1 and not self.last and not deferring:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
-            if self.again:
-                self.add(self.numbers(layer.kept - self.size.dim, layer.kept_fp32))
             self.layer_backward(layer, deferring, first)
             if deferring:
-                self.add(self.numbers(layer.owed))
+                self.add(self.numbers(layer.size.owed))
         if self.first and first:
             self.add(self.gradient_of(self.size.embedding))
         if self.first:
             self.touch(self.embedded())
         return self.most
 
-    def layer_backward(self, layer: PartSize, deferring: bool, first: bool) -> None:
+    def layer_backward(self, layer: LayerCost, deferring: bool, first: bool) -> None:
         """At the most where the MLP is; by then the first B has made the gradient of its last matrix, of the others later."""
-        one = Held(gradients=self.state.weight_bytes * layer.largest)
+        one = Held(gradients=self.state.weight_bytes * layer.size.largest)
         if first:
             self.add(one)
-        self.touch(self.numbers(layer.deferred if deferring else layer.backward))
+        for numbers, fp32 in layer.inputs if deferring else layer.backward:
+            self.touch(self.numbers(numbers, fp32))
         if not deferring:
-            self.touch(self.product(layer))
-        change = self.numbers(-layer.kept, -layer.kept_fp32)
-        self.add(change.plus(self.gradient_of(layer)).plus(one, -1) if first else change)
+            self.touch(self.product(layer.size))
+        change = self.numbers(*layer.kept)
+        self.add(change, -1)
+        if first:
+            self.add(self.gradient_of(layer.size))
+            self.add(one, -1)
 
     def tail(self, deferring: bool, first: bool) -> None:
         """The loss, the head and the final norm."""

@@ -55,6 +55,7 @@ from .parallel import (
     ZeroBubbleH2,
     ZeroBubbleV,
 )
+from .recompute import AutoRecompute, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Recompute
 from .training import (
     BF16,
     FP32,
@@ -62,14 +63,11 @@ from .training import (
     BF16Mixed,
     Constant,
     CrossEntropy,
-    FullRecompute,
     Loss,
     LRSchedule,
     Muon,
-    NoRecompute,
     Optimizer,
     Precision,
-    Recompute,
     WarmupCosine,
     WarmupStableDecay,
 )
@@ -83,6 +81,7 @@ __all__ = [
     "AdamW",
     "Attention",
     "Auto",
+    "AutoRecompute",
     "BF16Mixed",
     "Bytes",
     "Checkpoints",
@@ -99,6 +98,7 @@ __all__ = [
     "Init",
     "Interleaved",
     "JsonLines",
+    "KeepAttention",
     "LRSchedule",
     "LayerNorm",
     "Llama",
@@ -112,6 +112,7 @@ __all__ = [
     "NoRope",
     "Norm",
     "NormalInit",
+    "NormsAndActivation",
     "OneFOneB",
     "Optimizer",
     "Parallel",

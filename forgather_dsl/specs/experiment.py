@@ -12,6 +12,7 @@ from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .parallel import Parallel, Pipeline, Single, described, placement
+from .recompute import NoRecompute, Recompute
 from .training import (
     AdamW,
     BF16Mixed,
@@ -19,10 +20,8 @@ from .training import (
     Loss,
     LRSchedule,
     Muon,
-    NoRecompute,
     Optimizer,
     Precision,
-    Recompute,
     WarmupCosine,
 )
 from .validators import at_least, positive

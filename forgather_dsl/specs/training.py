@@ -96,15 +96,3 @@ class Loss(Lazy[T], abstract=True):
 
 class CrossEntropy(Loss["forgather_dsl.train.loss.CrossEntropy"]):
     """Negative log likelihood of the next token, in fp32."""
-
-
-class Recompute(Lazy[Any], abstract=True):
-    """Which activations a stage computes again in the backward pass instead of keeping them."""
-
-
-class NoRecompute(Recompute):
-    """Keep everything."""
-
-
-class FullRecompute(Recompute):
-    """Keep each layer's input only (activation checkpointing)."""

@@ -15,7 +15,7 @@ from ..models.parts import drop_part
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute, Muon
+from ..specs import Experiment, Muon
 from .master import ExactMaster
 from .optimizers import parameter_groups, role
 
@@ -35,7 +35,7 @@ def make_stage(
     """Stage `index` cut out of a model of its own; its weights hold no values yet."""
     if layout.schedule.num_shards:
         drop_part(model, "head")  # a shard of it is on every rank
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    recompute: Any = layout.policies(experiment)[index]
     return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
 
 
