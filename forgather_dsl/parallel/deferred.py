@@ -26,8 +26,8 @@ __all__ = ["DeferredEmbedding", "DeferredLinear", "WeightGradients", "accumulate
 class Watcher(Protocol):
     """Told of each linear layer that is about to multiply."""
 
-    def meets(self, x: torch.Tensor) -> None:
-        """`x` is what the layer has saved for its backward; raising here spares the product."""
+    def meets(self, x: torch.Tensor) -> bool:
+        """Whether anybody needs the product; `x` is what the layer has saved for its backward. May end the forward."""
         ...
 
 
@@ -81,6 +81,15 @@ class WeightGradients:
             yield
         finally:
             self._casts = None
+
+    @contextmanager
+    def watched_by(self, watcher: Watcher | None) -> Iterator[None]:
+        """Linear layers tell this `watcher`."""
+        before, self.watcher = self.watcher, watcher
+        try:
+            yield
+        finally:
+            self.watcher = before
 
     def cast(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`parameter` in `dtype`, outside the graph; itself when it has that dtype."""
@@ -139,8 +148,8 @@ class _Linear(Function):
         x = gradients.cast_input(x, cast_weight.dtype)
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x)
-            if gradients.watcher is not None:
-                gradients.watcher.meets(x)
+            if gradients.watcher is not None and not gradients.watcher.meets(x):
+                return x.new_empty(*x.shape[:-1], weight.shape[0])
         return F.linear(x, cast_weight, cast_bias)
 
     @staticmethod

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from forgather_dsl.parallel.autocast import autocast_now
-from forgather_dsl.parallel.replay import Held, Hold
+from forgather_dsl.parallel.holding import Held, Hold
 
 __all__ = ["keep_inputs"]
 
@@ -102,7 +103,9 @@ class _Noting(TorchFunctionMode):
         if any(tensor.untyped_storage() is out.untyped_storage() for tensor in tensors):
             return  # a view, or done in place
         alone = name in CHEAP or (name in SAVES_FACTORS and sum(tensor.requires_grad for tensor in tensors) < 2)
-        if alone and any(t.requires_grad and not t.is_leaf and self._whole(t) is None for t in tensors):
+        if alone and any(
+            t.requires_grad and not isinstance(t, nn.Parameter) and self._whole(t) is None for t in tensors
+        ):
             return  # it would keep an input that nothing else does
         made = {key: self._ingredient(value) for key, value in kwargs.items()}
         recipe = Recipe(func, tuple(map(self._ingredient, args)), made, out)
@@ -111,7 +114,7 @@ class _Noting(TorchFunctionMode):
     def _ingredient(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return self._whole(value) or (value.detach() if value.is_leaf else _Kept(self.hold(value.detach())))
+        return self._whole(value) or (value.detach() if isinstance(value, nn.Parameter) else _Kept(self.hold(value)))
 
     def _whole(self, tensor: Tensor) -> Recipe | None:
         """The recipe of a tensor that is the result itself, not a view of it."""
@@ -131,7 +134,7 @@ def keep_inputs(run: Callable[[Tensor], Tensor], x: Tensor, hold: Hold) -> Tenso
     def pack(tensor: Tensor) -> _View | Held:
         recipe = noting.recipe_of(tensor)
         if recipe is None or recipe.layout[3] != tensor.dtype:
-            return hold(tensor.detach())
+            return hold(tensor)
         recipe.uses += 1
         return _View(recipe, (tensor.shape, tensor.stride(), tensor.storage_offset()))
 

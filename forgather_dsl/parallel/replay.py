@@ -20,12 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from forgather_dsl.parallel.autocast import autocast_now
 from forgather_dsl.parallel.deferred import WeightGradients
+from forgather_dsl.parallel.holding import Held, Hold
 
-__all__ = ["Held", "Hold", "Replay"]
-
-Held = Callable[[], Tensor]
-Hold = Callable[[Tensor], Held]
-"""Puts a tensor where it may wait; what it returns brings it back, any number of times."""
+__all__ = ["Replay"]
 
 
 class _Enough(Exception):
@@ -63,7 +60,7 @@ class Replay:
         self, run: Callable[[Tensor], Tensor], x: Tensor, gradients: WeightGradients, hold: Hold, keep_attention: bool
     ) -> None:
         self._run, self._gradients, self._hold, self._keeps = run, gradients, hold, keep_attention
-        self._x, self._needs_grad = hold(x.detach()), x.requires_grad
+        self._x, self._needs_grad = hold(x), x.requires_grad
         self._autocast = autocast_now(x.device)
         self._places = 0  # tensors that the graph saved
         self._linears = 0  # linear layers met in a run
@@ -83,14 +80,15 @@ class Replay:
         self._mark = None
         return y
 
-    def meets(self, x: Tensor) -> None:
-        """A linear layer is about to save its input `x` and to multiply: the second run may end here."""
+    def meets(self, x: Tensor) -> bool:
+        """A linear layer has saved its input `x` and is about to multiply: the second run may end here."""
         self._linears += 1
         if not self._again:
             self._mark = self._linears, x.untyped_storage()
         elif self._linears == self._last_linear and self._attended == len(self._calls):
             self._keep(self._places - 1, x)
             raise _Enough
+        return True
 
     def take(self, index: int) -> Tensor:
         """A tensor that the graph saved; each is to be had once, and again for another run."""
@@ -113,20 +111,18 @@ class Replay:
         )
 
     def _kept(self, function: Any, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        call, mask = _Attention(), args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        call = _Attention()
 
         def pack(tensor: Tensor) -> Any:
             for index, given in enumerate(inputs):
                 if _same(tensor, given):
                     return _Input(self, call, index)
-            kept = tensor.detach()
-            shared = mask is not None and mask.untyped_storage() is tensor.untyped_storage()  # by all layers
-            return (lambda: kept) if shared else self._hold(kept)
+            return self._hold(tensor)
 
         with saved_tensors_hooks(pack, _bring):
             out = function(*args, **kwargs)
         inputs.clear()  # the graph holds `pack` as long as what it packed
-        call.out, call.needs_grad = self._hold(out.detach()), out.requires_grad
+        call.out, call.needs_grad = self._hold(out), out.requires_grad
         self._calls.append(call)
         return out
 
@@ -176,12 +172,8 @@ class Replay:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        before, self._gradients.watcher = self._gradients.watcher, self
-        try:
-            with _Attending(self) if self._keeps else nullcontext():
-                yield
-        finally:
-            self._gradients.watcher = before
+        with self._gradients.watched_by(self), _Attending(self) if self._keeps else nullcontext():
+            yield
 
 
 class _Attending(TorchFunctionMode):

@@ -18,7 +18,9 @@ import torch.nn as nn
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
 from forgather_dsl.parallel.deferred import defer
-from forgather_dsl.parallel.recompute import Policy, run_layer_with
+from forgather_dsl.parallel.offload import Offload
+from forgather_dsl.parallel.recompute import Keeping, Policy
+from forgather_dsl.parallel.tiles import tile_mlp
 
 __all__ = ["Key", "Stage", "path_of"]
 
@@ -29,8 +31,9 @@ Key = tuple[int, int, int]
 class Stage:
     """Stage `index` of `num_stages`: the embedding if first, `layers`, the final norm and the head if last.
 
-    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast` (a dtype or None) the residual stream has that dtype on every
-    stage, so that sending it changes nothing. `recompute` says what each layer keeps for the backward (see `recompute`).
+    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast`
+    (a dtype or None) the residual stream has that dtype on every stage, so that sending it changes nothing. `recompute`,
+    `offload` and `mlp_tiles` say what each layer keeps for the backward, and where (see the module `recompute`).
     Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
     Raises ValueError when the model holds parameters outside its parts, or shared between stages.
     """
@@ -44,6 +47,8 @@ class Stage:
         device: torch.device,
         autocast: torch.dtype | None = None,
         recompute: Policy = "none",
+        offload: bool = False,
+        mlp_tiles: int = 1,
     ) -> None:
         if not layers or layers[0] < 0 or layers[-1] >= len(model.layers):
             raise ValueError(f"stage {index} would hold {layers} of a model with {len(model.layers)} layers")
@@ -60,7 +65,9 @@ class Stage:
         self._cut()
         self._materialise()
         self.gradients = defer(model)
-        self._keeping = run_layer_with(recompute, self.gradients)
+        self.keeping = Keeping(recompute, self.gradients, Offload(device) if offload else None)
+        for number in layers if mlp_tiles > 1 else ():
+            tile_mlp(model.layers[number], mlp_tiles, self.gradients)
         self._positions: tuple[int, Any] | None = None  # a length, and the context of all microbatches of that length
 
     def _cut(self) -> None:
@@ -107,6 +114,7 @@ class Stage:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             context = self._context(x.shape[1], documents)
             x = self._embed(x)
+            self.keeping.begin()
             for number in self.layers:
                 x = self._layer(number, x, context, key)
             return self._head(x)
@@ -150,7 +158,7 @@ class Stage:
             return layer(x, context, None).to(self.dtype)
 
         # what draws random numbers is reseeded above, so a policy that runs the layer twice need keep no state of generators
-        return self._keeping(run, x) if torch.is_grad_enabled() else run(x)
+        return self.keeping.run(run, x) if torch.is_grad_enabled() else run(x)
 
 
 def _reseed(device: torch.device, key: tuple[int, ...]) -> None:
