@@ -56,6 +56,7 @@ __all__ = [
     "BF16Mixed",
     "Bytes",
     "Checkpoints",
+    "ChunkedCrossEntropy",
     "ConfigError",
     "Console",
     "Constant",

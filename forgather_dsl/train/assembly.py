@@ -11,15 +11,17 @@ import torch
 
 from ..dsl import build
 from ..errors import UserError
-from ..models.parts import drop_part
+from ..models.parts import drop_part, part_of
+from ..parallel.losses import takes_head
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import Experiment, Muon
+from .chunked_loss import ChunkedCrossEntropy, check_head
 from .master import ExactMaster
 from .optimizers import parameter_groups, role
 
-__all__ = ["make_model", "make_optimizer", "make_shard", "make_stage"]
+__all__ = ["make_loss", "make_model", "make_optimizer", "make_shard", "make_stage"]
 
 
 def make_model(experiment: Experiment) -> Any:
@@ -35,7 +37,8 @@ def make_stage(
     """Stage `index` cut out of a model of its own; its weights hold no values yet."""
     if layout.schedule.num_shards:
         drop_part(model, "head")  # a shard of it is on every rank
-    recompute: Any = layout.policies(experiment)[index]
+from ..specs import Experiment, Muon
+from .chunked_loss import ChunkedCrossEntropy, check_head
     return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
 
 
@@ -54,6 +57,14 @@ def make_shard(
             "orthogonal by itself; name the head lm_head, or write optimizer=AdamW()"
         )
     return shard
+
+
+def make_loss(experiment: Experiment, device: torch.device) -> Any:
+    """The loss. Raises UserError when a kernel that it asks for cannot run on the device."""
+    loss = build(experiment.loss)
+    if isinstance(loss, ChunkedCrossEntropy):
+        loss.require(device)
+    return loss
 
 
 def make_optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:

@@ -30,7 +30,7 @@ from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import saving
 from .agreement import Ranks, Said
-from .assembly import make_model, make_optimizer, make_shard, make_stage
+from .assembly import make_loss, make_model, make_optimizer, make_shard, make_stage
 from .checkpoint import Saved
 from .directory import read_layout
 from .first_weights import begin_with
@@ -58,7 +58,7 @@ class Session:
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
-        self.loss_fn = build(experiment.loss)
+        self.loss_fn = make_loss(experiment, world.device)
         self.loader = self._loader(prepared.train, shuffle=True)
         self.held_out = self._loader(prepared.held_out, shuffle=False) if prepared.held_out else None
         self.step = 0  # optimizer steps done
