@@ -37,8 +37,9 @@ def make_stage(
     """Stage `index` cut out of a model of its own; its weights hold no values yet."""
     if layout.schedule.num_shards:
         drop_part(model, "head")  # a shard of it is on every rank
-from ..specs import Experiment, Muon
-from .chunked_loss import ChunkedCrossEntropy, check_head
+    if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
+        check_head(part_of(model, "head"), type(experiment.loss).__name__)
+    recompute: Any = layout.policies(experiment)[index]
     return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
 
 
