@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.chat_tokens import ChatFile
 from ..data.loader import Loader
+from ..data.order import Sequences
+from ..data.packing import PackedLoader
 from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
 from ..models.init import initialise
@@ -71,9 +74,10 @@ class Session:
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
-    def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
+    def _loader(self, tokens: Any, *, shuffle: bool) -> Sequences:
         e = self.experiment
-        return Loader(
+        kind: Any = PackedLoader if isinstance(tokens, ChatFile) else Loader
+        return kind(
             tokens=tokens,
             seq_len=e.seq_len,
             batch_size=e.batch_size,
