@@ -73,6 +73,7 @@ from .training import (
     WarmupCosine,
     WarmupStableDecay,
 )
+from .update import AfterBackward, InBackward, OnHost, Update
 
 __all__ = [
     "BF16",
@@ -81,6 +82,7 @@ __all__ = [
     "HF",
     "MLP",
     "AdamW",
+    "AfterBackward",
     "Attention",
     "Auto",
     "BF16Mixed",
@@ -96,6 +98,7 @@ __all__ = [
     "GroupedQueryAttention",
     "Guard",
     "HFTokenizer",
+    "InBackward",
     "Init",
     "Interleaved",
     "JsonLines",
@@ -112,6 +115,7 @@ __all__ = [
     "NoRope",
     "Norm",
     "NormalInit",
+    "OnHost",
     "OneFOneB",
     "Optimizer",
     "Parallel",
@@ -136,6 +140,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerFile",
     "TrainedBPE",
+    "Update",
     "VHalf",
     "VMin",
     "WarmupCosine",

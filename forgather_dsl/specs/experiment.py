@@ -25,6 +25,7 @@ from .training import (
     Recompute,
     WarmupCosine,
 )
+from .update import AfterBackward, Update
 from .validators import at_least, positive
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     deterministic: bool = True  # the same bits from every run on a GPU too; attention's backward is slower for it
     hardware: str = "auto"  # "4x24GB", "24GB+12GB", or what is here
     parallel: Parallel = Single()
+    update: Update = AfterBackward()  # when and where the optimizer steps
     recompute: Recompute = NoRecompute()
     loss: Loss = CrossEntropy()
     log_every: int = attrs.field(default=10, validator=at_least(1))  # steps, as the next three
@@ -110,6 +112,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
         yield from self.__check_stages__()
+        yield from self.update.__refused__(self)
 
     def __check_batch__(self) -> Any:
         replicas = num_replicas(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,11 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
     while partial.numel() > _BLOCK:
         partial = F.pad(partial, (0, -partial.numel() % _BLOCK)).view(-1, _BLOCK).sum(dim=1)
     return partial.sum()
+
+
+def squares(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`sum_of_squares` of every gradient that there is, by name."""
+    return {name: sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
 
 
 def clip(parameters: list[Tensor], norm: float, limit: float | None) -> None:

@@ -87,14 +87,20 @@ class ExactMaster:
     def step(self) -> None:
         """One update of every parameter that has a gradient; one fp32 copy of a parameter at a time."""
         for name, entry in self._entries.items():
-            if entry.parameter.grad is None:
-                continue
-            entry.shadow.data = join(entry.parameter, entry.lower)
-            entry.shadow.grad = entry.parameter.grad.float()
-            self._step_alone(name)
-            entry.shadow.grad = None
-            split(entry.shadow.data, entry.parameter, entry.lower)
-            entry.shadow.data = entry.empty
+            if entry.parameter.grad is not None:
+                self.step_one(name)
+
+    @torch.no_grad()
+    def step_one(self, name: str) -> None:
+        """The update of one parameter that has a gradient."""
+        entry = self._entries[name]
+        assert entry.parameter.grad is not None
+        entry.shadow.data = join(entry.parameter, entry.lower)
+        entry.shadow.grad = entry.parameter.grad.float()
+        self._step_alone(name)
+        entry.shadow.grad = None
+        split(entry.shadow.data, entry.parameter, entry.lower)
+        entry.shadow.data = entry.empty
 
     def _step_alone(self, name: str) -> None:
         """The others have no gradient now and would be passed over, but one by one: there are as many groups as parameters."""

@@ -124,6 +124,21 @@ def parts(optimizer: Any) -> list[torch.optim.Optimizer]:
     return getattr(optimizer, "parts", [optimizer])
 
 
+def step_one(optimizer: Any, name: str) -> None:
+    """The update of one parameter, from its `.grad`: as `step` makes it, and of no other."""
+    own = getattr(optimizer, "step_one", None)
+    if own is not None:
+        own(name)
+        return
+    part, group = next((part, g) for part in parts(optimizer) for g in part.param_groups if name in g["param_names"])
+    alone = {**group, "params": [group["params"][group["param_names"].index(name)]], "param_names": [name]}
+    everyone, part.param_groups = part.param_groups, [alone]
+    try:
+        part.step()
+    finally:
+        part.param_groups = everyone
+
+
 def named_states(optimizer: Any) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """(name, parameter, its state) for every parameter; the state is the optimizer's own dict, empty before the first step."""
     for part in parts(optimizer):

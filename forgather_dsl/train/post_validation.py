@@ -75,7 +75,7 @@ class Update:
         self.limit = session.experiment.clip_norm
         self.agreed: Agreed | None = None
         self.backup: Backup | None = None
-        self.exchange = session.ranks.start(session.gradients(), session.said(loss, *asked))
+        self.exchange = session.ranks.start(session.update.squares(), session.said(loss, *asked))
         PROGRESS.mark("updating the weights")
 
     def _plain(self, numbers: Agreed) -> bool:
@@ -87,7 +87,7 @@ class Update:
         if self._plain(self.exchange.own):
             with doing(f"updating the weights in step {self.session.step}"):
                 self.backup = Backup(self.session)
-                self.session.update()
+                self.session.update.step()
         else:
             self._exactly()
 
@@ -120,7 +120,7 @@ class Update:
         if agreed.finite:
             with doing(f"updating the weights in step {self.session.step}"):
                 clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
-                self.session.update()
+                self.session.update.step()
 
     def _settle(self) -> Agreed:
         agreed = self._wait()

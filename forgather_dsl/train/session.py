@@ -38,6 +38,7 @@ from .guards import Guards
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
+from .update import make_update
 from .watching import Watch
 
 FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,
@@ -68,6 +69,7 @@ class Session:
         self.guards = Guards(self)
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
+        self.update = make_update(self)
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
@@ -99,10 +101,6 @@ class Session:
             return torch.cuda.max_memory_allocated(self.world.device)
         return process_peak()
 
-    def gradients(self) -> dict[str, torch.Tensor | None]:
-        """Of this rank's parameters, by name."""
-        return {name: parameter.grad for name, parameter in self.parameters.items()}
-
     def said(self, loss_sum: float | None, stop: bool, save: bool) -> Said:
         """What this rank tells the others of the step it has run."""
         PROGRESS.mark("the end of the step")
@@ -115,11 +113,6 @@ class Session:
         """Nats per token of the held-out text, if it was evaluated at this step and is a number."""
         step, loss = self.evaluated
         return loss if step == self.step and math.isfinite(loss) else None
-
-    def update(self) -> None:
-        """One step of the optimizer; a save under way first gets what it has not read yet."""
-        self.saver.before_update()
-        self.optimizer.step()
 
     @on_disk("saving a checkpoint")
     def save(self, wait: bool = False) -> str:
