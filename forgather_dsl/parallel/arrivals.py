@@ -23,7 +23,9 @@ class Listener(Protocol):
     """Somebody who does something with gradients before the step is over."""
 
     def arrived(self, names: Sequence[str], last: bool) -> None:
-        """These parameters' gradients of one microbatch are in `.grad`, where they have one; `last`: no other will follow."""
+        """These parameters' gradients of one microbatch are in `.grad`, where they have one; `last`: no other will follow.
+        No names: an action is over.
+        """
         ...
 
 
@@ -60,6 +62,7 @@ class Arrivals:
             self.listener.arrived(list(self.late.values()), last=False)  # a loss may add to its head's before W
         for part in reversed(waiting) if whole else ():  # the embedding, and what a frozen part hides
             self.listener.arrived([name for name, _ in self.parts[part]], last)
+        self.listener.arrived([], last)
 
     @contextmanager
     def weights(self, microbatch: int) -> Iterator[Callable[[nn.Parameter], None]]:
@@ -75,3 +78,4 @@ class Arrivals:
         yield settled
         if waiting:
             self.listener.arrived(list(waiting.values()), last)
+        self.listener.arrived([], last)

@@ -32,6 +32,8 @@ class WeightGradients:
     def __init__(self) -> None:
         self.deferring = False
         self.owed: Owed = deque()
+        self.add_rows: Callable[..., None] = _accumulate_embedding
+        """What adds the rows of an embedding's gradient: (weight, ids, rows)."""
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
@@ -160,7 +162,7 @@ class _Embedding(Function):
     @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[override]
         if ctx.needs_input_grad[1]:
-            ctx.gradients.add(_accumulate_embedding, ctx.weight, *ctx.saved_tensors, grad_output)
+            ctx.gradients.add(ctx.gradients.add_rows, ctx.weight, *ctx.saved_tensors, grad_output)
         return None, None, None, None
 
 

@@ -139,7 +139,9 @@ class SpreadExecution(Execution):
         self._started = self.clock.now()
         self.shard.weights(normaliser, self.spread.valid[k], self.spread.loss_gradient, k)
         if self.listener is not None and self.shard.weight.requires_grad:
-            self.listener.arrived([self.shard.name], last=k == len(self.tokens) - 1)
+            last = k == len(self.tokens) - 1
+            self.listener.arrived([self.shard.name], last)
+            self.listener.arrived([], last)
 
     def _parts(self, k: int) -> list[torch.Tensor]:
         return [self.messages.receive(Message("partial", self.spread.last, k, shard)) for shard in self.spread.shards]

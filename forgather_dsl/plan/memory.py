@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import BF16, AdamW, BF16Mixed, Experiment, Muon
+from ..specs import BF16, AdamW, BF16Mixed, Experiment, Muon, OnHost
 from .sizes import PartSize
 
 __all__ = ["Held", "State"]
@@ -22,7 +22,13 @@ class State:
         self.mixed = on_gpu and isinstance(experiment.precision, BF16Mixed)
         self.on_gpu = on_gpu
         self.number_bytes = 2 if self.mixed or self.narrow else 4  # of an activation
-        self.weight_bytes = 2 if self.narrow else 4  # and of its gradient
+        self.weight_bytes = 2 if self.narrow else 4
+        wide = self.narrow and getattr(experiment.precision, "gradients", "bf16") == "fp32"
+        self.on_host = isinstance(experiment.update, OnHost)  # masters and state
+        self.leaving = isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
+        self.gradient_bytes = 4 if wide and not self.leaving else self.weight_bytes
+        self.apart = self.gradient_bytes > self.number_bytes  # a product is made first, then added in the sum's format
+        self.tied_gradient_bytes = 4 if self.leaving else self.gradient_bytes  # two of them are added up on the device
         self.left_out: tuple[str, ...] = ()
         target = type(experiment.optimizer).__target__
         self.muon = target == Muon.__target__  # one momentum for the matrices of layers
@@ -31,13 +37,21 @@ class State:
             self.left_out = (f"{name} (counted as two fp32 numbers per parameter, as AdamW)",)
 
     def bytes_of(self, part: PartSize, in_layer: bool) -> tuple[int, int, int]:
-        """Weights, gradients, optimizer state."""
+        """Weights, gradients, optimizer state; on the device."""
+        weights, gradients = self.weight_bytes * part.parameters, self.gradient_bytes * part.parameters
+        return weights, gradients, 0 if self.on_host else self._optimizer(part, in_layer)
+
+    def _optimizer(self, part: PartSize, in_layer: bool) -> int:
         lower = 2 * part.parameters if self.narrow else 0  # the halves of the masters that the weights lack
-        return (
-            self.weight_bytes * part.parameters,
-            self.weight_bytes * part.parameters,
-            (4 if self.muon and in_layer else 8) * part.matrices + 8 * part.vectors + lower,
-        )
+        return (4 if self.muon and in_layer else 8) * part.matrices + 8 * part.vectors + lower
+
+    def on_host_of(self, part: PartSize, in_layer: bool) -> int:
+        """Bytes on the host: fp32 masters, optimizer state, and the sums of gradients that leave the device."""
+        if not self.on_host:
+            return 0
+        lower = 2 * part.parameters if self.narrow else 0  # which a whole master has in it
+        gradients = 4 if self.leaving else 0
+        return (4 + gradients) * part.parameters + self._optimizer(part, in_layer) - lower
 
     def casts(self, part: PartSize) -> int:
         """Copies of linear layers' weights in bfloat16, from their first use in a step to its end."""
@@ -50,6 +64,8 @@ class State:
         one matrix at a time, its direction in fp32 and the iteration's tensors, in bfloat16 on a GPU. Masters are made
         one parameter at a time, with their gradient, and come apart into two halves.
         """
+        if self.on_host:
+            return 0
         in_layers = [part for part, in_layer in parts if in_layer]
         beside = [part.matrices for part, in_layer in parts if not in_layer]
         largest = max((part.largest for part in in_layers), default=0)

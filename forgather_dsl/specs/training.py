@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
@@ -86,8 +86,11 @@ class BF16Mixed(Precision["forgather_dsl.train.precision.BF16Mixed"]):
 
 class BF16(Precision["forgather_dsl.train.precision.BF16"]):
     """Weights, gradients and activations in bfloat16, and exact fp32 masters: the 16 bits that a weight lacks are kept
-    beside the optimizer's state, so that small updates are not lost (https://arxiv.org/abs/2512.15306).
+    beside the optimizer's state, so that small updates are not lost (https://arxiv.org/abs/2512.15306). `gradients` says
+    what those of microbatches are added up in: bfloat16 loses 0.6 % at 32 of them, fp32 takes two bytes a weight more.
     """
+
+    gradients: Literal["bf16", "fp32"] = "bf16"
 
 
 class Loss(Lazy[T], abstract=True):

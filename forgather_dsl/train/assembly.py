@@ -11,13 +11,14 @@ import torch
 
 from ..dsl import build
 from ..errors import UserError
-from ..models.parts import drop_part
+from ..models.parts import drop_part, part_of
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute, Muon
+from ..specs import Experiment, FullRecompute, Muon, OnHost
 from .master import ExactMaster
 from .optimizers import parameter_groups, role
+from .update.host_optimizer import HostOptimizer
 
 __all__ = ["make_model", "make_optimizer", "make_shard", "make_stage"]
 
@@ -36,7 +37,28 @@ def make_stage(
     if layout.schedule.num_shards:
         drop_part(model, "head")  # a shard of it is on every rank
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
-    return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    stage = Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []
+    for parameter in stage.model.parameters():
+        parameter.grad_dtype = gradient_dtype(experiment, parameter)
+    for module in tied if leaves(experiment) else ():  # their two gradients meet on the device
+        if module is not None:
+            module.weight.grad_dtype = torch.float32
+    return stage
+
+
+def gradient_dtype(experiment: Experiment, parameter: torch.Tensor) -> torch.dtype:
+    """What a gradient is added up in on the device. Where it leaves after each microbatch, that of a matrix, which is one
+    product, needs no more than the weight's format; vectors are sums."""
+    precision = build(experiment.precision)
+    if leaves(experiment):
+        return parameter.dtype if parameter.ndim > 1 else torch.float32
+    return getattr(precision, "gradients", precision.parameters)
+
+
+def leaves(experiment: Experiment) -> bool:
+    """Whether gradients leave the device after each microbatch."""
+    return isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
 
 
 def make_shard(
@@ -48,6 +70,7 @@ def make_shard(
     """
     rank, shards = index - layout.schedule.num_stages, layout.schedule.num_shards
     shard = HeadShard(make_model(experiment), index, rank, shards, device, autocast)
+    shard.weight.grad_dtype = gradient_dtype(experiment, shard.weight)
     if isinstance(experiment.optimizer, Muon) and role(shard.name, shard.weight) == "matrix":
         raise UserError(
             f"parallel.spread_head: Muon would take {shard.name} for a matrix of a layer, and a shard of it cannot be made "
@@ -57,7 +80,11 @@ def make_shard(
 
 
 def make_optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:
-    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower."""
+    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower, or on the host."""
+    if isinstance(experiment.update, OnHost):
+        return HostOptimizer(
+            parameters, lambda hosts: build(experiment.optimizer, params=parameter_groups(hosts.items()))
+        )
     groups = parameter_groups(parameters.items())
     if build(experiment.precision).parameters == torch.float32:
         return build(experiment.optimizer, params=groups)

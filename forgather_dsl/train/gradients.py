@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ def squares(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
 
 
-def clip(parameters: list[Tensor], norm: float, limit: float | None) -> None:
+def clip(parameters: Iterable[Tensor], norm: float, limit: float | None) -> None:
     """Scale all gradients by limit / norm when the global norm exceeds the limit (https://arxiv.org/abs/1211.5063)."""
     if limit is None or norm <= limit:
         return

@@ -141,6 +141,10 @@ def step_one(optimizer: Any, name: str) -> None:
 
 def named_states(optimizer: Any) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """(name, parameter, its state) for every parameter; the state is the optimizer's own dict, empty before the first step."""
+    own = getattr(optimizer, "named_states", None)
+    if own is not None:
+        yield from own()
+        return
     for part in parts(optimizer):
         for group in part.param_groups:
             for name, parameter in zip(group["param_names"], group["params"]):

@@ -16,7 +16,6 @@ from ..errors import UserError
 from . import random_state
 from .checkpoint import Contents, Keep, Saved, Saver, Slice, newest, open_checkpoint, problem
 from .checkpoint.snapshot import Source, source
-from .master import ExactMaster
 from .optimizers import named_states
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _sources(session: Session) -> tuple[list[Source], dict[str, dict[str, Any]]]
 
 def _weight(session: Session, name: str, parameter: torch.nn.Parameter) -> Source:
     key, optimizer = f"weights/{name}", session.optimizer
-    if not isinstance(optimizer, ExactMaster) or not parameter.requires_grad:
+    if not hasattr(optimizer, "master") or not parameter.requires_grad:
         return source(key, parameter)
 
     def master() -> torch.Tensor:  # made when it is read: a GPU has no room for all
@@ -188,7 +187,7 @@ def _weight(session: Session, name: str, parameter: torch.nn.Parameter) -> Sourc
 def set_weight(session: Session, name: str, value: torch.Tensor) -> None:
     """Give one of this rank's parameters a value, of any format; masters of narrower parameters take it whole."""
     parameter = session.parameters[name]
-    if isinstance(session.optimizer, ExactMaster) and parameter.requires_grad:
+    if hasattr(session.optimizer, "set_master") and parameter.requires_grad:
         session.optimizer.set_master(name, value)
     else:
         parameter.copy_(value)

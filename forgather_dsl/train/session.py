@@ -38,7 +38,7 @@ from .guards import Guards
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
-from .update import make_update
+from .update.applying import make_update
 from .watching import Watch
 
 FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,

@@ -18,12 +18,15 @@ from forgather_dsl import (
     Experiment,
     FullRecompute,
     GroupedQueryAttention,
+    InBackward,
     Llama,
     Muon,
     NoRecompute,
+    OnHost,
     Pipeline,
     RMSNorm,
     SlidingWindow,
+    ZeroBubbleH1,
     patch,
 )
 from forgather_dsl.dsl import replace
@@ -154,6 +157,17 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"precision": FP32()},
         {"model": replace(Narrow().model, num_kv_heads=1, attention=GroupedQueryAttention(qk_norm=RMSNorm()))},
         {"parallel": Pipeline(stages=2), "model": replace(Narrow().model, tie_embeddings=True)},
+        {"precision": BF16(gradients="fp32")},
+        {"precision": BF16(), "update": InBackward(), "clip_norm": None, "microbatch_size": 2},
+        {"precision": BF16(), "update": InBackward(), "clip_norm": None, "parallel": Pipeline(stages=2)},
+        {"precision": BF16(), "update": OnHost()},
+        {"precision": BF16(), "update": OnHost(gradients="host"), "recompute": FullRecompute()},
+        {
+            "precision": BF16(),
+            "update": OnHost(gradients="host"),
+            "parallel": Pipeline(stages=2, schedule=ZeroBubbleH1()),
+            "model": replace(Narrow().model, tie_embeddings=True),
+        },
     ],
 )
 def test_the_plan_is_within_three_percent_of_other_formats_and_parts(changes):

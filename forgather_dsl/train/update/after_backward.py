@@ -32,7 +32,7 @@ class AfterBackward:
 
     def end(self, agreed: Agreed) -> None:
         """Clip and update if the step is finite; free the gradients."""
-        parameters = list(self.session.parameters.values())
+        parameters = self.session.parameters.values()
         if agreed.finite:
             clip(parameters, agreed.grad_norm, self.session.experiment.clip_norm)
             self.step()

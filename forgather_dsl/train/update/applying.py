@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from ...specs import InBackward
+from ...specs import InBackward, OnHost
 from ..agreement import Agreed
 from .after_backward import AfterBackward
 from .in_backward import InBackward as WhileBackward
+from .on_host import OnHost as AtHost
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -41,4 +42,6 @@ def make_update(session: Session) -> Applied:
     """For a session that has everything else."""
     if isinstance(session.experiment.update, InBackward):
         return WhileBackward(session)
+    if isinstance(session.experiment.update, OnHost):
+        return AtHost(session)
     return AfterBackward(session)
