@@ -5,19 +5,21 @@ In: an experiment and its layout. Out: modules whose weights hold no values yet,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ..dsl import build
+from ..dsl.imports import import_target
 from ..errors import UserError
 from ..models.parts import drop_part
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import Experiment, FullRecompute, Muon
-from .master import ExactMaster
-from .optimizers import parameter_groups, role
+from .optim import Engine, Foreign, Keeping, parameter_groups, role
 
 __all__ = ["make_model", "make_optimizer", "make_shard", "make_stage"]
 
@@ -56,9 +58,15 @@ def make_shard(
     return shard
 
 
-def make_optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:
-    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower."""
-    groups = parameter_groups(parameters.items())
-    if build(experiment.precision).parameters == torch.float32:
+def make_optimizer(
+    experiment: Experiment,
+    parameters: dict[str, torch.nn.Parameter],
+    first_rows: Mapping[str, int] = MappingProxyType({}),
+) -> Engine | Foreign:
+    """The experiment's optimizer over `parameters`; `first_rows` of those that are a part of a larger tensor, by number."""
+    rounding = getattr(build(experiment.precision), "rounding", "exact")
+    groups = parameter_groups(parameters.items(), Keeping(rounding, experiment.seed, first_rows))
+    target = import_target(type(experiment.optimizer))
+    if isinstance(target, type) and issubclass(target, Engine):
         return build(experiment.optimizer, params=groups)
-    return ExactMaster(groups, lambda masters: build(experiment.optimizer, params=masters))
+    return Foreign(groups, lambda singles: build(experiment.optimizer, params=singles))

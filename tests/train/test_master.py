@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from forgather_dsl.train.master import ExactMaster, join, split
+from forgather_dsl.train.optimizers import parameter_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import losses, weights
 
 from forgather_dsl import BF16, AdamW, Muon, Trainer
 from forgather_dsl.dsl import build, replace
-from forgather_dsl.train.master import ExactMaster, join, split
-from forgather_dsl.train.optimizers import parameter_groups
 
 SHAPES = {
     "model.layers.0.mlp.up_proj.weight": (24, 16),

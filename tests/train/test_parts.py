@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
 
 from forgather_dsl import Experiment, Llama, Pipeline, Single
 from forgather_dsl.errors import UserError
@@ -26,7 +27,6 @@ from forgather_dsl.train.flops import peak, per_token
 from forgather_dsl.train.gradients import clip, sum_of_squares
 from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
 from forgather_dsl.train.metrics import MetricsFile, read
-from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
 from forgather_dsl.train.sampling import picker
 
 
