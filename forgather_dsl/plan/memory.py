@@ -14,7 +14,10 @@ from .sizes import PartSize
 __all__ = ["Held", "State"]
 
 
-CHUNK = {True: 1 << 23, False: 1 << 18}  # numbers that an optimizer updates at a time, on a GPU or not (train/optim/engine.py)
+CHUNK = {
+    True: 1 << 23,
+    False: 1 << 18,
+}  # numbers that an optimizer updates at a time, on a GPU or not (train/optim/engine.py)
 MOMENT = {"fp32": 4.0, "bf16": 2.0, "8bit": 1 + 4 / 256}  # bytes of one number kept for every weight of a matrix
 BESIDE = {"exact": 2, "kahan": 2}  # bytes beside a bfloat16 weight, by rounding
 MOMENTS = {AdamW.__target__: 2, Lion.__target__: 1, SGD.__target__: 1, Adafactor.__target__: 0, Muon.__target__: 2}
@@ -86,7 +89,13 @@ class State:
         largest = max((*in_layers, *beside), default=0)
         if not self.known:
             groups = (sum(part.matrices for part, in_layer in parts if in_layer), sum(beside))
-            return (12 if self.on_gpu else 16) * largest if self.narrow else 4 * max(groups) if self.on_gpu else 8 * largest
+            return (
+                (12 if self.on_gpu else 16) * largest
+                if self.narrow
+                else 4 * max(groups)
+                if self.on_gpu
+                else 8 * largest
+            )
         if not self.muon:
             return self._rows(largest, self.moments, self.made)
         square = self._square([part for part, in_layer in parts if in_layer])

@@ -74,7 +74,7 @@ class AdamWRule(Elementwise):
 
     def _fused(self, target: Target, weights: Tensor, gradient: Tensor, average: Tensor, square: Tensor) -> None:
         step = torch.full((), float(target.step), device=weights.device)
-        torch._fused_adamw_(
+        torch.ops.aten._fused_adamw_(
             [weights], [gradient], [average], [square], [], [step],
             lr=target.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=target.decay, eps=self.eps,
             amsgrad=False, maximize=False,
