@@ -53,9 +53,9 @@ def resident(
     if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
         optimizer -= state.bytes_of(size.head, False)[2]
     if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
-        # the copy that an update could be taken back with (train/post_validation.py), of fp32 weights and optimizer state;
+        # the copy that an update could be taken back with (train/post_validation.py), of weights and what goes with them;
         # it goes before the first backward, when nearly as many activations are alive as there will be
-        optimizer += optimizer + 4 * weights // state.weight_bytes
+        optimizer += optimizer + weights
     copies = sum(state.casts(part) for part, _ in parts)
     if last and size.tied and 0 in own:  # the head's gradient is summed apart, and its weight cast
         copies += state.casts(size.head)

@@ -36,6 +36,7 @@ from .model import (
     SlidingWindow,
     SwiGLU,
 )
+from .optimizers import SGD, Adafactor, AdamW, Lion, Muon, Optimizer
 from .parallel import (
     Auto,
     DualPipeV,
@@ -58,16 +59,13 @@ from .parallel import (
 from .training import (
     BF16,
     FP32,
-    AdamW,
     BF16Mixed,
     Constant,
     CrossEntropy,
     FullRecompute,
     Loss,
     LRSchedule,
-    Muon,
     NoRecompute,
-    Optimizer,
     Precision,
     Recompute,
     WarmupCosine,
@@ -81,6 +79,8 @@ __all__ = [
     "GELUMLP",
     "HF",
     "MLP",
+    "SGD",
+    "Adafactor",
     "AdamW",
     "AfterBackward",
     "Attention",
@@ -104,6 +104,7 @@ __all__ = [
     "JsonLines",
     "LRSchedule",
     "LayerNorm",
+    "Lion",
     "Llama",
     "Llama3Rope",
     "Logger",

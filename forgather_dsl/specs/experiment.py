@@ -11,16 +11,15 @@ from .data import Source, Stdlib, Tokenizer, TrainedBPE
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
+from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
 from .training import (
-    AdamW,
+    BF16,
     BF16Mixed,
     CrossEntropy,
     Loss,
     LRSchedule,
-    Muon,
     NoRecompute,
-    Optimizer,
     Precision,
     Recompute,
     WarmupCosine,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 
 MOST_MICROBATCHES = 16_384
+OWN_OPTIMIZERS = "forgather_dsl.train.optim."
 
 
 def _whole_batch(self: Experiment) -> int:
@@ -111,6 +111,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
             )
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
+        rounding = self.precision.rounding if isinstance(self.precision, BF16) else "exact"
+        if rounding != "exact" and not str(type(self.optimizer).__target__).startswith(OWN_OPTIMIZERS):
+            yield (
+                "precision.rounding",
+                f"{rounding} is done by the optimizers of this package, and {type(self.optimizer).__name__} is not one of "
+                "them; leave it out: exact masters go with every optimizer",
+            )
         yield from self.__check_stages__()
         yield from self.update.__refused__(self)
 
@@ -172,11 +179,11 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         if type(self.loss).__target__ != CrossEntropy.__target__:
             name = type(self.loss).__name__
             yield f"the shards compute cross entropy themselves, not {name}; leave it out, or write loss=CrossEntropy()"
-        if type(self.optimizer).__target__ not in (AdamW.__target__, Muon.__target__):
+        if type(self.optimizer).__target__ not in [kind.__target__ for kind in (AdamW, Lion, Muon, SGD)]:
             name = type(self.optimizer).__name__
             yield (
                 f"{name} is not known to treat every number of the head by itself, so shards would not learn what the "
-                "whole learns; leave it out, or write optimizer=AdamW() or Muon()"
+                "whole learns; leave it out, or write optimizer=AdamW(), Lion(), Muon() or SGD()"
             )
 
 

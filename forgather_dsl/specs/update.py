@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from ..dsl import Lazy
+from .optimizers import AdamW
 from .parallel import Pipeline
-from .training import AdamW
 from .validators import positive
 
 if TYPE_CHECKING:

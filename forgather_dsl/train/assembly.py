@@ -5,19 +5,21 @@ In: an experiment and its layout. Out: modules whose weights hold no values yet,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ..dsl import build
+from ..dsl.imports import import_target
 from ..errors import UserError
 from ..models.parts import drop_part, part_of
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import Experiment, FullRecompute, Muon, OnHost
-from .master import ExactMaster
-from .optimizers import parameter_groups, role
+from .optim import Engine, Foreign, Keeping, parameter_groups, role
 from .update.host_optimizer import HostOptimizer
 
 __all__ = ["make_model", "make_optimizer", "make_shard", "make_stage"]
@@ -79,13 +81,24 @@ def make_shard(
     return shard
 
 
-def make_optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:
-    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower, or on the host."""
+def make_optimizer(
+    experiment: Experiment,
+    parameters: dict[str, torch.nn.Parameter],
+    first_rows: Mapping[str, int] = MappingProxyType({}),
+) -> Engine | Foreign | HostOptimizer:
+    """The experiment's optimizer over `parameters`, or over their masters on the host; `first_rows` of those that are a part
+    of a larger tensor, by number."""
     if isinstance(experiment.update, OnHost):
-        return HostOptimizer(
-            parameters, lambda hosts: build(experiment.optimizer, params=parameter_groups(hosts.items()))
-        )
-    groups = parameter_groups(parameters.items())
-    if build(experiment.precision).parameters == torch.float32:
+        return HostOptimizer(parameters, lambda hosts: _optimizer(experiment, hosts, first_rows))
+    return _optimizer(experiment, parameters, first_rows)
+
+
+def _optimizer(
+    experiment: Experiment, parameters: dict[str, torch.nn.Parameter], first_rows: Mapping[str, int]
+) -> Engine | Foreign:
+    rounding = getattr(build(experiment.precision), "rounding", "exact")
+    groups = parameter_groups(parameters.items(), Keeping(rounding, experiment.seed, first_rows))
+    target = import_target(type(experiment.optimizer))
+    if isinstance(target, type) and issubclass(target, Engine):
         return build(experiment.optimizer, params=groups)
-    return ExactMaster(groups, lambda masters: build(experiment.optimizer, params=masters))
+    return Foreign(groups, lambda singles: build(experiment.optimizer, params=singles))

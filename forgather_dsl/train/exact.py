@@ -36,7 +36,10 @@ from .assembly import make_model, make_optimizer, make_stage
 from .exact_update import listener
 from .gradients import clip, sum_of_squares
 from .live import CUDA_BLOCK, LiveBytes
-from .optimizers import MuonFP32, parts
+from .optim import Engine
+from .optim.elementwise import AdamWRule
+from .optim.engine import CHUNK_BYTES
+from .optim.muon import MuonRule
 
 __all__ = ["ExactRank", "exact", "run_rank"]
 
@@ -224,13 +227,18 @@ def _kind(logits: int, live: LiveBytes, operator: Any, arguments: Any, made: Ten
 
 
 def _as_on_gpu(optimizer: Any) -> None:
-    """What torch chooses for parameters on a GPU: AdamW over all of a group at once, Muon's iteration in bfloat16."""
-    for part in parts(optimizer):
-        if isinstance(part, MuonFP32):
-            part.__class__ = torch.optim.Muon  # type: ignore[assignment]
-        for group in part.param_groups:
+    """What is done for parameters on a GPU: larger chunks, AdamW by torch's fused kernel, Muon's iteration in bfloat16."""
+    if not isinstance(optimizer, Engine):
+        for group in optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"] = True
+        return
+    optimizer.chunk_bytes = CHUNK_BYTES
+    for rule in {id(group["rule"]): group["rule"] for group in optimizer.param_groups}.values():
+        if isinstance(rule, AdamWRule):
+            rule.fused = True
+        if isinstance(rule, MuonRule):
+            rule.bf16 = True
 
 
 def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, live: LiveBytes) -> None:

@@ -16,7 +16,6 @@ from ..parallel.interpreter import Pipeline
 from ..specs import Experiment, InBackward
 from .assembly import leaves
 from .live import LiveBytes
-from .optimizers import step_one
 
 __all__ = ["listener"]
 
@@ -43,7 +42,7 @@ class _Updating:
         with self.live.during("optimizer"):
             for name in names if last else ():
                 if self.parameters[name].grad is not None:
-                    step_one(self.optimizer, name)
+                    self.optimizer.step_one(name)
                     self.parameters[name].grad = None
 
 

@@ -55,7 +55,9 @@ class Session:
         self.pipeline = _pipeline(experiment, layout, world, self.mesh)
         self.parameters = dict(self.pipeline.named_parameters())
         self.ranks = Ranks(world, list(self.parameters), first=self.mesh.replica == 0)
-        self.optimizer: Any = make_optimizer(experiment, self.parameters)
+        shard = self.pipeline.shard
+        first_rows = {} if shard is None else {shard.name: shard.rows.start}
+        self.optimizer = make_optimizer(experiment, self.parameters, first_rows)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)

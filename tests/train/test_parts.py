@@ -26,7 +26,8 @@ from forgather_dsl.train.flops import peak, per_token
 from forgather_dsl.train.gradients import clip, sum_of_squares
 from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
 from forgather_dsl.train.metrics import MetricsFile, read
-from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
+from forgather_dsl.train.optim import parameter_groups
+from forgather_dsl.train.optim.muon import MuonAdamW
 from forgather_dsl.train.sampling import picker
 
 
@@ -132,7 +133,7 @@ def test_muon_in_32_bits_is_torchs_muon_but_for_rounding(nesterov: bool) -> None
     ours, theirs = named(), named()
     keys = [name for name in NAMED if "proj.weight" in name]
     settings = {**MUON, "nesterov": nesterov}
-    a = MuonFP32([ours[k] for k in keys], **settings)
+    a = MuonAdamW(parameter_groups((k, ours[k]) for k in keys), **settings, **ADAMW, states="fp32")
     b = torch.optim.Muon([theirs[k] for k in keys], **settings)
     before = {k: ours[k].detach().clone() for k in keys}
     for _ in range(3):
@@ -147,10 +148,10 @@ def test_muon_in_32_bits_is_torchs_muon_but_for_rounding(nesterov: bool) -> None
 def test_muon_takes_the_matrices_and_adamw_the_rest_and_states_have_names() -> None:
     parameters = named()
     reference = named()
-    optimizer = MuonAdamW(parameter_groups(parameters.items()), **MUON, **ADAMW)
+    optimizer = MuonAdamW(parameter_groups(parameters.items()), **MUON, **ADAMW, states="fp32")
     optimizer.step()
-    states = {name: set(state) for name, _, state in named_states(optimizer)}
-    assert states["model.layers.0.mlp.down_proj.weight"] == {"momentum_buffer"}
+    states = {name: set(state) for name, _, state in optimizer.named_states()}
+    assert states["model.layers.0.mlp.down_proj.weight"] == {"step", "momentum_buffer"}
     assert states["model.embed_tokens.weight"] == {"step", "exp_avg", "exp_avg_sq"}
     assert states.keys() == NAMED.keys()
     plain = torch.optim.AdamW([reference["lm_head.weight"]], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)

@@ -21,7 +21,7 @@ class AfterBackward:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.stepping = Stepping(session.optimizer, session.parameters, session.experiment.update.clip_rms)
+        self.stepping = Stepping(session.optimizer, session.parameters, session.experiment)
 
     def begin(self) -> None:
         """Nothing yet."""

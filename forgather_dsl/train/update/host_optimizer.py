@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..optimizers import named_states
 from .travel import round_to
 
 __all__ = ["HostOptimizer"]
@@ -45,7 +44,7 @@ class HostOptimizer:
     def named_states(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         """(name, master, its state) of every parameter."""
         self.settle()
-        yield from named_states(self.inner)
+        yield from self.inner.named_states()
 
     @property
     def extra_bytes(self) -> int:

@@ -29,7 +29,7 @@ class InBackward:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.stepping = Stepping(session.optimizer, session.parameters, session.experiment.update.clip_rms)
+        self.stepping = Stepping(session.optimizer, session.parameters, session.experiment)
         self._squares: dict[str, Tensor] = {}
         session.pipeline.listener = self
 

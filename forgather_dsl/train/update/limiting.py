@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..optimizers import named_states, step_one
+from ...specs import Experiment
 
 __all__ = ["Stepping", "rms_over_second_moment"]
 
@@ -20,12 +20,14 @@ ROWS = 1 << 18  # numbers at a time, so that no copy of a whole matrix is made
 
 
 class Stepping:
-    """An optimizer over named `parameters`, and the limit of each tensor's update or None."""
+    """An optimizer over named `parameters`, and what limits each tensor's update: `experiment.update.clip_rms`."""
 
-    def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor], clip_rms: float | None) -> None:
-        self.optimizer, self.parameters, self.clip_rms = optimizer, parameters, clip_rms
+    def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor], experiment: Experiment) -> None:
+        self.optimizer, self.parameters, self.clip_rms = optimizer, parameters, experiment.update.clip_rms
+        about: Any = experiment.optimizer
+        self._beta, self._eps = (about.betas[1], about.eps) if self.clip_rms is not None else (0.0, 0.0)
         self._groups = {name: group for group in optimizer.param_groups for name in group["param_names"]}
-        self._states = {name: state for name, _, state in named_states(optimizer)}
+        self._states = {name: state for name, _, state in optimizer.named_states()}
 
     def all(self) -> None:
         """Every parameter that has a gradient."""
@@ -41,19 +43,19 @@ class Stepping:
         group = self._groups[name]
         lr = group["lr"]
         try:
-            group["lr"] = lr / self._excess(name, group)
-            step_one(self.optimizer, name)
+            group["lr"] = lr / self._excess(name)
+            self.optimizer.step_one(name)
         finally:
             group["lr"] = lr
 
-    def _excess(self, name: str, group: dict[str, Any]) -> float:
+    def _excess(self, name: str) -> float:
         """What the learning rate is divided by, 1 or more."""
         if self.clip_rms is None:
             return 1.0
         state, gradient = self._states[name], self.parameters[name].grad
         assert gradient is not None
         step, second = int(state.get("step", 0)) + 1, state.get("exp_avg_sq")
-        rms = rms_over_second_moment(gradient, second, step, group["betas"][1], group["eps"])
+        rms = rms_over_second_moment(gradient, second, step, self._beta, self._eps)
         return max(1.0, rms / self.clip_rms)
 
 

@@ -45,7 +45,7 @@ class OnHost:
         device = session.world.device
         self.worker, self.lane_down, self.lane_up = Worker(device), Lane(device, DOWN), Lane(device, UP)
         self.optimizer.settle = self.settle
-        self.stepping = Stepping(self.optimizer.inner, self.optimizer.hosts, session.experiment.update.clip_rms)
+        self.stepping = Stepping(self.optimizer.inner, self.optimizer.hosts, session.experiment)
         self.early = leaves(session.experiment)
         hosts = self.optimizer.hosts
         self.sums = {name: torch.empty_like(p, requires_grad=False) for name, p in hosts.items()} if self.early else {}
