@@ -122,17 +122,20 @@ class Stage:
             parts.setdefault(part, []).extend(found)
         return parts
 
-    def forward(self, x: torch.Tensor, documents: torch.Tensor | None, key: Key) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, documents: torch.Tensor | None, key: Key, headless: bool = False
+    ) -> torch.Tensor:
         """One microbatch: ids `[batch, seq]` (first stage) or `[batch, seq, dim]` to `[batch, seq, dim]` or logits.
 
-        `documents [batch, seq]` are ids that attention does not cross, or None.
+        `documents [batch, seq]` are ids that attention does not cross, or None. `headless`: the last stage ends with the
+        normed hidden states, for a loss that takes the head itself.
         """
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             context = self._context(x.shape[1], documents)
             x = self._embed(x)
             for number in self.layers:
                 x = self._layer(number, self._enter(number, x), context, key)
-            return self._head(x)
+            return self._head(x, headless)
 
     def _enter(self, part: int, x: torch.Tensor) -> torch.Tensor:
         """The input of a part: its gradient is the last thing that the part's backward makes."""
@@ -165,12 +168,12 @@ class Stage:
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         return part_of(self.model, "embed")(self._enter(EMBED, x)).to(self.dtype) if self.first else x
 
-    def _head(self, x: torch.Tensor) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, headless: bool = False) -> torch.Tensor:
         if not self.last:
             return x
         x = self._enter(END, x)
         x, head = part_of(self.model, "norm")(x), part_of(self.model, "head")
-        return x.to(self.dtype) if head is None else head(x)
+        return x.to(self.dtype) if headless or head is None else head(x)
 
     def _layer(self, number: int, x: torch.Tensor, context: Any, key: Key) -> torch.Tensor:
         layer = self.model.layers[number]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from ..dsl import Lazy
-from .validators import share
+from .validators import at_least, share
 
 if TYPE_CHECKING:
     import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
@@ -74,6 +74,15 @@ class Loss(Lazy[T], abstract=True):
 
 class CrossEntropy(Loss["forgather_dsl.train.loss.CrossEntropy"]):
     """Negative log likelihood of the next token, in fp32."""
+
+
+class ChunkedCrossEntropy(Loss["forgather_dsl.train.chunked_loss.ChunkedCrossEntropy"]):
+    """The same loss without ever holding the logits of a whole microbatch: `chunk` tokens at a time go through the head,
+    forward and backward. What a vocabulary of 32k to 150k takes, at no extra product.
+    """
+
+    chunk: int = attrs.field(default=1024, validator=at_least(1))  # tokens
+    kernel: Literal["torch", "liger"] = "torch"  # liger: one kernel for the loss of a chunk (GPU, liger-kernel)
 
 
 class Recompute(Lazy[Any], abstract=True):
