@@ -47,10 +47,6 @@ def main() -> int:
     """Exit code 0 unless a part failed."""
     options = _options()
     small = options.small
-    if options.rank:
-        from seven import rank
-
-        return rank(options.rank)
     if options.fit or options.spread or options.endless:
         return _child(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true")
     for name in ("--here", "--endless"):
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    for name in ("--rank", "--fit", "--spread"):
+    for name in ("--fit", "--spread"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()

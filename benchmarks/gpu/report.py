@@ -27,7 +27,7 @@ class Report:
     def row(self, **fields: Any) -> None:
         """One line of the table."""
         shown = "  ".join(f"{name}={_short(value)}" for name, value in fields.items())
-        print(f"{self.part:<10}{shown}", flush=True)
+        print(f"{self.part:<9} {shown}", flush=True)
         with open(self.results, "a", encoding="utf-8") as file:
             file.write(json.dumps({"part": self.part, **fields}) + "\n")
 

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from report import GIB, Report
-from runs import CHECK, fit, losses, told
+from capped import capped_run
+from report import Report
+from runs import fit, losses, told
 
 from forgather_dsl import (
     BF16,
@@ -28,10 +28,6 @@ from forgather_dsl import (
     ZeroBubbleV,
     patch,
 )
-from forgather_dsl.parallel.launch import launch
-from forgather_dsl.train.trainer import Trainer
-
-CAP_GIB = 23  # of each rank's allocator: what a card of 24 GB leaves it beside the context
 
 
 class Seven(Experiment, abstract=True):
@@ -74,49 +70,6 @@ class Quarter(Seven):
     model = patch(Llama, num_layers=8)
 
 
-class _Capped(Trainer):
-    """Launches ranks that are held to a share of the card and tell what they have taken."""
-
-    def _launch(self, path: str, world: int, changes: list[str]) -> None:
-        command = [sys.executable, str(CHECK), "--rank", path]
-        if code := launch(command, world, self._environment(path)):
-            raise RuntimeError(f"the ranks ended with {code}")
-
-
-def rank(path: str) -> int:
-    """One rank: as forgather_dsl.train.rank, within its share; writes what its allocator has seen beside the run."""
-    import torch
-
-    from forgather_dsl.train import rank as ours
-    from forgather_dsl.train.session import Session
-
-    started = time.monotonic()
-    cuda = torch.cuda if torch.cuda.is_available() else None
-    if cuda is not None:
-        cuda.set_per_process_memory_fraction(CAP_GIB * GIB / cuda.get_device_properties(0).total_memory)
-    found: dict[str, Any] = {}
-    build = Session.__init__
-
-    def timed(self: Session, *arguments: Any) -> None:
-        found["seconds_before"] = time.monotonic() - started
-        begun = time.monotonic()
-        build(self, *arguments)
-        found["seconds_to_build"] = time.monotonic() - begun
-
-    Session.__init__ = timed  # type: ignore[method-assign]
-    Session.save = lambda self, wait=False: ""  # type: ignore[method-assign]  # 54 GB that nobody reads
-    code = ours.main([path, "never"])
-    if cuda is not None:
-        stats = cuda.memory_stats()
-        found |= {
-            "allocated": stats["allocated_bytes.all.peak"] / GIB,
-            "reserved": stats["reserved_bytes.all.peak"] / GIB,
-            "retries": stats["num_alloc_retries"],
-        }
-    Path(path, f"told-{os.environ['RANK']}.json").write_text(json.dumps(found))
-    return code
-
-
 def seven(report: Report, schedule: str = "1F1B", seq_len: int | None = None) -> None:
     """The real model under one schedule."""
     more: dict[str, Any] = {} if seq_len is None else {"seq_len": seq_len}
@@ -124,11 +77,10 @@ def seven(report: Report, schedule: str = "1F1B", seq_len: int | None = None) ->
     experiment = report.sized(OnFour(parallel=parallel, **more))
     place = report.out / f"{schedule}-{experiment.seq_len}"
     started = time.perf_counter()
-    run = _Capped(experiment, out=str(place)).fit()
+    run, told_by = capped_run(experiment, place)
     wall = time.perf_counter() - started
     plan = json.loads((place / "plan.json").read_text())
-    for planned in plan["ranks"]:
-        found = json.loads((place / f"told-{planned['rank']}.json").read_text())
+    for planned, found in zip(plan["ranks"], told_by, strict=True):
         report.row(
             schedule=schedule,
             seq_len=experiment.seq_len,

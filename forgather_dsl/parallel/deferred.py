@@ -20,7 +20,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd.function import Function, once_differentiable
 
-__all__ = ["DeferredEmbedding", "DeferredLinear", "WeightGradients", "accumulate_weight", "defer"]
+__all__ = [
+    "DeferredEmbedding",
+    "DeferredLinear",
+    "WeightGradients",
+    "accumulate_bias",
+    "accumulate_weight",
+    "defer",
+    "hooked",
+]
 
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
 """Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
@@ -43,6 +51,10 @@ class WeightGradients:
             self.owed.append((accumulate, (parameter, *(t.detach() if t.requires_grad else t for t in tensors))))
         else:
             accumulate(*arguments)
+
+    def at_once(self, accumulate: Callable[..., None], *arguments: Any) -> None:
+        """Run `accumulate(parameter, *tensors)` now, also while `deferring`: what it needs should not wait for W."""
+        accumulate(*arguments)
 
     def take(self) -> Owed:
         """Hand over what one backward has queued; for `settle`."""
@@ -110,7 +122,8 @@ def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.
         gradient.add_(grad_output.t() @ x)
 
 
-def _accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
+def accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
+    """`bias.grad [out] +=` the sum of grad_output [..., out] over all but the last."""
     _gradient(bias).add_(grad_output.flatten(0, -2).sum(0, dtype=bias.dtype))
 
 
@@ -138,7 +151,7 @@ class _Linear(Function):
         if needs_weight:
             ctx.gradients.add(accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
         if needs_bias:
-            _accumulate_bias(ctx.bias, grad_output)
+            accumulate_bias(ctx.bias, grad_output)
         return (grad_output @ ctx.cast_weight if needs_x else None), None, None, None, None, None
 
 
@@ -180,7 +193,7 @@ class DeferredLinear(nn.Linear):
     def deferred(self, input: torch.Tensor) -> torch.Tensor:
         """`forward`, run as written."""
         weight, bias = self.weight, self.bias
-        if _hooked(weight) or _hooked(bias):
+        if hooked(weight) or hooked(bias):
             return super().forward(input)
         dtype = _computing_dtype(weight)
         cast_weight = self.gradients.cast(weight, dtype)
@@ -203,12 +216,12 @@ class DeferredEmbedding(nn.Embedding):
 
     def deferred(self, input: torch.Tensor) -> torch.Tensor:
         """`forward`, run as written."""
-        if _hooked(self.weight):
+        if hooked(self.weight):
             return super().forward(input).to(_computing_dtype(self.weight))
         return _Embedding.apply(input, self.weight, _computing_dtype(self.weight), self.gradients)  # type: ignore[return-value]
 
 
-def _hooked(parameter: torch.Tensor | None) -> bool:
+def hooked(parameter: torch.Tensor | None) -> bool:
     """Whether somebody listens for the parameter's gradient: only autograd tells them."""
     return parameter is not None and bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
 

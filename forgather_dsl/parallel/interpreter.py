@@ -20,6 +20,7 @@ import torch.nn as nn
 from forgather_dsl.models.cache import KVCache, decoding
 from forgather_dsl.parallel.execution import Execution, Forward, Timing
 from forgather_dsl.parallel.group import PipelineGroup
+from forgather_dsl.parallel.losses import LossFn, loss_at, takes_head
 from forgather_dsl.parallel.messages import Messages, Route, Wire
 from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.spread import Spread, SpreadExecution
@@ -31,9 +32,6 @@ from forgather_dsl.plan.warmup import warm_up
 __all__ = ["LossFn", "Pipeline"]
 
 _forwards = functools.cache(forwards)  # evaluation asks for the same few again and again
-
-LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits `[batch, seq, vocab]`, targets `[batch, seq]`) to the sum of the loss over valid targets, a scalar."""
 
 
 class Ran(Protocol):
@@ -213,14 +211,15 @@ class Pipeline:
     ) -> Forward:
         """How a microbatch of `size` sequences goes through a stage, on the last one to its loss."""
         first = self.replica * self.schedule.num_microbatches
+        headless = takes_head(loss_fn)
 
         def forward(stage: Stage, x: torch.Tensor, k: int) -> torch.Tensor:
             rows = slice(k * size, (k + 1) * size)
             ids = None if documents is None else documents[rows]
-            y = stage.forward(x, ids, (self.seed, step, first + k))
+            y = stage.forward(x, ids, (self.seed, step, first + k), headless)
             if self.watch is not None and torch.is_grad_enabled():
                 self.watch(stage, k, y)
-            return loss_fn(y, targets[rows]) if stage.last and self.shard is None else y
+            return loss_at(loss_fn, stage.model, y, targets[rows]) if stage.last and self.shard is None else y
 
         return forward
 

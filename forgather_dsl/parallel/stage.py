@@ -100,17 +100,20 @@ class Stage:
                 seen.add(id(parameter))
                 yield name, parameter
 
-    def forward(self, x: torch.Tensor, documents: torch.Tensor | None, key: Key) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, documents: torch.Tensor | None, key: Key, headless: bool = False
+    ) -> torch.Tensor:
         """One microbatch: ids `[batch, seq]` (first stage) or `[batch, seq, dim]` to `[batch, seq, dim]` or logits.
 
-        `documents [batch, seq]` are ids that attention does not cross, or None.
+        `documents [batch, seq]` are ids that attention does not cross, or None. `headless`: the last stage ends with the
+        normed hidden states, for a loss that takes the head itself.
         """
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             context = self._context(x.shape[1], documents)
             x = self._embed(x)
             for number in self.layers:
                 x = self._layer(number, x, context, key)
-            return self._head(x)
+            return self._head(x, headless)
 
     def _context(self, length: int, documents: torch.Tensor | None) -> Any:
         """One for all microbatches where none has documents of its own: each would keep its tables and masks until B."""
@@ -135,11 +138,11 @@ class Stage:
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         return part_of(self.model, "embed")(x).to(self.dtype) if self.first else x
 
-    def _head(self, x: torch.Tensor) -> torch.Tensor:
+    def _head(self, x: torch.Tensor, headless: bool = False) -> torch.Tensor:
         if not self.last:
             return x
         x, head = part_of(self.model, "norm")(x), part_of(self.model, "head")
-        return x.to(self.dtype) if head is None else head(x)
+        return x.to(self.dtype) if headless or head is None else head(x)
 
     def _layer(self, number: int, x: torch.Tensor, context: Any, key: Key) -> torch.Tensor:
         layer = self.model.layers[number]

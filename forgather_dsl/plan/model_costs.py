@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..specs import Experiment, FullRecompute
+from ..specs import ChunkedCrossEntropy, Experiment, FullRecompute
 from ..specs.experiment import num_replicas, num_shards
 from . import hardware as machines
 from .costs import Costs, with_shards
@@ -95,8 +95,7 @@ def _with_shards(
     experiment: Experiment, size: ModelSize, costs: Costs, state: State, speed: Speed, measured: Profile | None
 ) -> Costs:
     shards = num_shards(experiment)
-    tokens = experiment.microbatch_size * experiment.seq_len
-    whole = Seconds(*measured.head) if measured else _head_seconds(size, tokens, state, speed)
+    whole = Seconds(*measured.head) if measured else _head_seconds(experiment, size, state, speed)
     held = StageCost.of_shard(experiment, size, shards, state)
     forward, weight_grad = (whole.forward + whole.input_grad) / shards, whole.weight_grad / shards
     return with_shards(costs, forward, weight_grad, float(sum(held.kept)), float(sum(held.working)))
@@ -133,7 +132,7 @@ def _stage_seconds(
     if first:
         parts.append(_moved(W=10 * tokens * size.dim, speed=speed))  # adds rows: reads bf16 and fp32, writes fp32
     if last and not num_shards(experiment):
-        parts.append(_head_seconds(size, tokens, state, speed))
+        parts.append(_head_seconds(experiment, size, state, speed))
     return sum(parts, Seconds())
 
 
@@ -150,10 +149,22 @@ def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, aga
     return forward + backward + Seconds(input_grad=forward.forward if again else 0.0)
 
 
-def _head_seconds(size: ModelSize, tokens: int, state: State, speed: Speed) -> Seconds:
-    """The product, and the loss over the vocabulary: logits in fp32 and their log-softmax, then its gradient."""
+def _head_seconds(experiment: Experiment, size: ModelSize, state: State, speed: Speed) -> Seconds:
+    """The product, and the loss over the vocabulary: logits in fp32 and their log-softmax, then its gradient.
+
+    A chunked loss does all of it in B or I; it adds to the weight's gradient once for every chunk.
+    """
+    tokens = experiment.microbatch_size * experiment.seq_len
     products = size.head.flops * tokens
     logits = tokens * size.vocab_size
+    if isinstance(experiment.loss, ChunkedCrossEntropy):
+        chunks = -(-tokens // experiment.loss.chunk)
+        written = 3 * state.number_bytes + (
+            36 if state.number_bytes == 2 else 32
+        )  # and fp32 copies, a few rows at a time
+        moved = (written if experiment.loss.kernel == "torch" else 6 * state.number_bytes) * logits
+        added = chunks * _accumulated(size.head, state)
+        return _computed(I=3 * products, speed=speed) + _moved(I=moved + added, speed=speed)
     forward, backward = (2 * state.number_bytes + 12) * logits, (12 + state.number_bytes) * logits
     return _computed(F=products, I=products, W=products, speed=speed) + _moved(
         F=forward, I=backward, W=_accumulated(size.head, state), speed=speed

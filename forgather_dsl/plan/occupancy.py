@@ -20,6 +20,8 @@ __all__ = ["LOOKAHEAD", "Occupancy", "lookahead"]
 LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for (parallel/messages.py)
 SMALL_LOOKAHEAD, SMALL = 16, 2**22  # but up to 16 while they hold no more than 4 MiB
 
+_BEGINS = {"F": "F", "I": "early", "B": "gradients", "W": "gradients"}
+
 
 def lookahead(message: int) -> int:
     """How many receives of `message` bytes are posted ahead of need. Where messages are small, waking up for each costs more
@@ -68,7 +70,9 @@ class Occupancy:
         self.states: set[tuple] = set()
         """(counts before the action and with its messages there, its kind and stage) of every action."""
         self._alive: dict[tuple[str, int], int] = {}  # how many F without B or I, and I without W, per stage
-        self._begun: set[tuple[str, int]] = set()  # stages that have run their first F, and that have their gradients
+        self._begun: set[tuple[str, int]] = (
+            set()
+        )  # stages that have run their first F, their first I, and that have their gradients
         self._incoming: dict[int, _Incoming] = {}
         self._source: dict[_Message, tuple[int, int]] = {}  # another rank, and the position of the action there
         self._needed: dict[_Message, int] = {}  # position of the action that takes it
@@ -131,7 +135,7 @@ class Occupancy:
                 self._receive(message)
         self.states.add((*before, self._counts(), kind, stage))
         local = any(message not in self._source for message in needed)
-        first = (("F" if kind == "F" else "gradients"), stage) not in self._begun and kind != "I"
+        first = (_BEGINS[kind], stage) not in self._begun
         extra, after = self._held(action, first, local)
         self._reach(self._base().plus(extra))
         self.now = self.now.plus(after)
@@ -154,14 +158,17 @@ class Occupancy:
         if kind == "F":
             kept = cost.kept.plus(self.message, -1) if local else cost.kept
             return cost.forward.plus(cost.lasting, first - 1), kept.plus(cost.lasting, first)
-        gradients = cost.gradients if first else Held()
+        gradients = cost.gradients if first and kind != "I" else Held()
         if kind == "W":
+            if first and ("early", stage) in self._begun:
+                gradients = gradients.plus(cost.early, -1)
             return cost.first_weights if first else cost.weights, gradients.plus(cost.owed, -1)
         handed_on = stage > 0 and self._is_own(stage - 1)  # its input is the output of a stage here, which stays
         handed_in = local and stage < self.schedule.num_stages - 1  # its output's gradient lay here
         kept = cost.kept.plus(self.message, handed_in - handed_on)
         if kind == "I":
-            return cost.inputs, cost.owed.plus(kept, -1)
+            early = cost.early if first and ("gradients", stage) not in self._begun else Held()
+            return cost.inputs.plus(early), cost.owed.plus(kept, -1).plus(early)
         return cost.first_backward if first else cost.backward, gradients.plus(kept, -1)
 
     def _is_own(self, stage: int) -> bool:
@@ -177,5 +184,4 @@ class Occupancy:
         changes = {"F": {"F": 1}, "B": {"F": -1}, "I": {"F": -1, "I": 1}, "W": {"I": -1}}[kind]
         for key, change in changes.items():
             self._alive[key, stage] = self._alive.get((key, stage), 0) + change
-        if kind != "I":
-            self._begun.add(("F" if kind == "F" else "gradients", stage))
+        self._begun.add((_BEGINS[kind], stage))

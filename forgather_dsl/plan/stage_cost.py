@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import Experiment, FullRecompute
+from ..specs import ChunkedCrossEntropy, Experiment, FullRecompute
 from ..specs.experiment import num_shards
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
-__all__ = ["StageCost"]
+__all__ = ["LOSS_ROWS", "StageCost"]
+
+LOSS_ROWS = 128  # rows of a chunk's logits that are in fp32 at a time (train/chunked_loss.py)
 
 
 class StageCost(NamedTuple):
-    """What one microbatch costs on one stage. The last six are the most above what the rank held before the action."""
+    """What one microbatch costs on one stage. Six, `forward` to `first_weights`, are the most above what the rank held before the action."""
 
     kept: Held  # from F to B or I
     owed: Held  # from I to W
@@ -30,6 +32,7 @@ class StageCost(NamedTuple):
     weights: Held  # of W
     first_backward: Held  # of the first B, which makes the gradients
     first_weights: Held  # of the first W
+    early: Held = Held()  # those of the gradients that the first I makes already: of the head under a chunked loss
 
     @property
     def working(self) -> Held:
@@ -74,6 +77,8 @@ class _Walk:
         self.shards = num_shards(experiment)
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
         self.again = isinstance(experiment.recompute, FullRecompute)
+        loss = experiment.loss
+        self.chunk = min(loss.chunk, self.tokens) if isinstance(loss, ChunkedCrossEntropy) and self.last else 0
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
         self.now = self.most = Held()
 
@@ -127,7 +132,8 @@ class _Walk:
             owed = owed.plus(held)
         weights, first_weights = self.weights(first=False), self.weights(first=True)
         gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts))
-        return StageCost(kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights)
+        early = self.gradient_of(self.size.head) if self.chunk else Held()
+        return StageCost(kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights, early)
 
     def forward(self, copies: Held) -> Held:
         """F, from the stage's input to its output or loss; `now` ends with what stays."""
@@ -147,6 +153,7 @@ class _Walk:
         self.add(self.numbers(self.end.kept, self.end.kept_fp32))
         if self.shards:
             self.add(self.numbers(dim))  # sent to the shards
+        if self.shards or self.chunk:
             return self.most
         self.touch(self.logits(1 + wide, 1))  # as the head makes them, in fp32, and their log-softmax
         self.add(self.logits(1))
@@ -154,7 +161,7 @@ class _Walk:
 
     def owed(self) -> Iterator[tuple[PartSize, Held]]:
         """The parts in the order of a backward pass, and what each leaves from I to W."""
-        if self.last and not self.shards:
+        if self.last and not self.shards and not self.chunk:
             yield self.end, self.logits(0, 1).plus(self.numbers(self.size.dim))
         for layer in reversed(self.layers):
             yield layer, self.numbers(layer.owed)
@@ -209,6 +216,11 @@ class _Walk:
             self.touch(self.numbers(self.shards * self.size.dim, self.size.dim))  # their parts, put together in fp32
             self.add(self.numbers(-tail.kept, -tail.kept_fp32))
             return
+        if self.chunk:
+            self.chunks(first and not deferring)
+            self.touch(self.numbers(self.size.dim))
+            self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
+            return
         self.touch(self.logits(2))  # of the log-softmax, and of the logits
         self.add(self.logits(1), -1)
         if first and not deferring:
@@ -219,3 +231,17 @@ class _Walk:
         self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
         if deferring:
             self.add(self.logits(0, 1).plus(self.numbers(self.size.dim)))
+
+    def chunks(self, first: bool) -> None:
+        """The loss and the head's gradients, a chunk of tokens after the other; in fp32 a few rows of logits and of two
+        gradients of theirs."""
+        words, rows = self.size.vocab_size, min(LOSS_ROWS, self.chunk)
+        logits = Held(loss=self.chunk * words * self.state.number_bytes)
+        made = self.gradient_of(self.end if first else PartSize())
+        if self.chunk == self.tokens:
+            self.touch(logits.plus(Held(loss=12 * rows * words)))
+            self.add(made)
+        else:
+            self.add(made)
+            self.touch(logits.plus(Held(loss=12 * rows * words)))
+        self.touch(logits.plus(self.product(self.size.head)))

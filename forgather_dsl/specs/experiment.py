@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ..dsl import Lazy, derived, replace
-from .data import Source, Stdlib, Tokenizer, TrainedBPE
+from .data import ChatSource, Source, Stdlib, Tokenizer, TrainedBPE
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
@@ -52,6 +52,11 @@ def _llama(self: Experiment) -> Model:
     return Llama(vocab_size=self.tokenizer.vocab_size)
 
 
+def _packed(self: Experiment) -> bool:
+    """Conversations that share a sequence have nothing to do with one another."""
+    return isinstance(self.data, ChatSource)
+
+
 class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     """A training run as a value. `build` makes a Trainer of it; `python -m forgather_dsl run file.py:Class` trains it."""
 
@@ -62,12 +67,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         default=8, validator=at_least(1, 2**24)
     )  # sequences per optimizer step, over everything
     steps: int | None = attrs.field(default=None, validator=at_least(1))  # the first of steps,
-    tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens
+    tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens,
+    epochs: float | None = attrs.field(default=None, validator=positive)  # times through the data
     seconds: float | None = attrs.field(default=None, validator=positive)  # and seconds to be reached ends the run
     seed: int = attrs.field(default=0, validator=at_least(0))
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face folder whose weights the first start takes
     data: Source = Stdlib()
-    isolate_documents: bool = False  # attention does not cross document boundaries
+    isolate_documents: bool = derived(_packed)  # attention does not cross document boundaries
     optimizer: Optimizer = AdamW()
     lr_schedule: LRSchedule = WarmupCosine()
     clip_norm: float | None = attrs.field(default=1.0, validator=positive)
@@ -99,8 +105,8 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
 
     def __check__(self) -> Any:
         yield from self.__check_batch__()
-        if self.steps is None and self.tokens is None and self.seconds is None:
-            yield "steps", "nothing ends this run; write steps = 1000, tokens = ... or seconds = ..."
+        if all(stop is None for stop in (self.steps, self.tokens, self.epochs, self.seconds)):
+            yield "steps", "nothing ends this run; write steps = 1000, tokens = ..., epochs = ... or seconds = ..."
         if self.model.vocab_size < self.tokenizer.vocab_size:
             yield (
                 "model.vocab_size",

@@ -159,7 +159,7 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
     started = time.perf_counter()
     own = layout.schedule.stages_of(rank)
     models = [make_model(experiment) for _ in own]
-    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(_kind, _logits(experiment)))
+    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(_kind, experiment.model.vocab_size))
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         autocast = torch.bfloat16 if on_gpu and isinstance(experiment.precision, BF16Mixed) else None
         device = torch.device("cpu")
@@ -186,10 +186,6 @@ def _watch(model: Any, live: LiveBytes) -> None:
             parameter.register_post_accumulate_grad_hook(lambda p: live.hold(p.grad, "gradients"))
 
 
-def _logits(experiment: Experiment) -> int:
-    return experiment.microbatch_size * experiment.seq_len * experiment.model.vocab_size
-
-
 def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool) -> None:
     """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are."""
     tokens, targets = (torch.zeros(experiment.batch_size, experiment.seq_len, dtype=torch.long) for _ in range(2))
@@ -213,14 +209,14 @@ def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: 
         _update(experiment, trained, optimizer, live)
 
 
-def _kind(logits: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
+def _kind(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
     """What a new storage is, where the phase does not tell: copies of weights, their gradients, numbers per token and word."""
     if live.kind != "activations":
         return None
     name = operator.overloadpacket
     if name in (aten._to_copy, aten.zeros_like) and live.kind_of(arguments[0]) == "weights":
         return "weights" if name is aten._to_copy else "gradients"
-    return "loss" if made.numel() == logits else None
+    return "loss" if made.dim() > 1 and made.shape[-1] == words else None
 
 
 def _as_on_gpu(optimizer: Any) -> None:

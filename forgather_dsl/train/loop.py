@@ -18,7 +18,7 @@ from .stopping import StopRequest
 
 
 def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
-    """Train to the first of steps, tokens and seconds.
+    """Train to the first of steps, tokens, epochs and seconds.
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint is saved.
@@ -74,9 +74,10 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
 
 
 def progress(session: Session, seconds: float, ahead: int = 0) -> float:
-    """How far the run is, 0 to 1: the largest of its fractions of steps, tokens and seconds.
+    """How far the run is, 0 to 1: the largest of its fractions of steps, tokens, epochs and seconds.
 
-    With `ahead` tokens of the step to come, as it will be after that step, so that the last step has progress 1.
+    With `ahead` tokens of the step to come, as it will be after that step, so that the last step has progress 1; its batch
+    was taken from the loader by then.
     """
     e = session.experiment
     parts = [0.0]
@@ -84,6 +85,8 @@ def progress(session: Session, seconds: float, ahead: int = 0) -> float:
         parts.append((session.step + (ahead > 0)) / e.steps)
     if e.tokens is not None:
         parts.append((session.tokens + ahead) / e.tokens)
+    if e.epochs is not None:
+        parts.append(session.loader.epochs / e.epochs)
     if e.seconds is not None:
         parts.append(seconds / e.seconds)
     return min(1.0, max(parts))

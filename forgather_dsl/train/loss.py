@@ -12,5 +12,9 @@ class CrossEntropy:
     """Negative log likelihood in nats, computed in fp32."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Sum over positions whose target is not ignored. logits [batch, seq, vocab], targets [batch, seq] -> scalar."""
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        """Sum over positions whose target is not ignored. logits [batch, seq, vocab], targets [batch, seq] -> scalar.
+
+        The losses are added as `chunked_loss` adds them, all in one sum, so that both have the same bits.
+        """
+        flat, wanted = logits.flatten(0, 1).float(), targets.flatten()
+        return F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="none").sum()

@@ -21,6 +21,7 @@ from ..data.loader import IGNORED
 from ..dsl import build, from_dict
 from ..models.init import initialise
 from ..parallel.deferred import WeightGradients
+from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
 from ..specs import Experiment, FullRecompute
 from .repeatable import repeatable
@@ -94,8 +95,8 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
         x = ids if stage.first else hidden.clone().requires_grad_()
         with stage.gradients.step():
             marks = [_now(device)]
-            y = stage.forward(x, None, (0, 0, 0))
-            y = loss_fn(y, targets) if stage.last else y
+            y = stage.forward(x, None, (0, 0, 0), takes_head(loss_fn))
+            y = loss_at(loss_fn, model, y, targets) if stage.last else y
             marks.append(_now(device))
             stage.gradients.deferring = True
             torch.autograd.backward(y, torch.ones_like(y))

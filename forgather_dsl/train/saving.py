@@ -36,7 +36,8 @@ def make_saver(session: Session) -> Saver:
 def contents(session: Session) -> Contents:
     """What this rank saves now. Ranks of the first replica write tensors, all of them their random state."""
     loader = session.loader
-    data = {**loader.state_dict(), "seq_len": loader.seq_len, "fingerprint": loader.tokens.fingerprint}
+    data = {**loader.state_dict(), "seq_len": loader.seq_len, "fingerprint": loader.fingerprint}
+    data["sequences"] = loader.num_sequences
     kind = _kind(session.experiment)
     state = {"data": data, "optimizer": kind, "tokens": session.tokens, "seconds": session.elapsed()}
     state["guards"] = session.guards.state_dict()
@@ -118,7 +119,7 @@ def _begin_with(session: Session, saved: Saved) -> None:
 
 
 def _restore_data(session: Session, data: dict[str, Any]) -> None:
-    if data["fingerprint"] == session.loader.tokens.fingerprint and data["seq_len"] == session.loader.seq_len:
+    if data["fingerprint"] == session.loader.fingerprint and data["seq_len"] == session.loader.seq_len:
         session.loader.load_state_dict({key: data[key] for key in session.loader.state_dict()})
     elif session.ranks.rank == 0:
         print("warning: the data changed; it is read from its beginning", file=sys.stderr)

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.chat_tokens import ChatFile
 from ..data.loader import Loader
+from ..data.order import Sequences
+from ..data.packing import PackedLoader
 from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
 from ..models.init import initialise
@@ -30,7 +33,7 @@ from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import saving
 from .agreement import Ranks, Said
-from .assembly import make_model, make_optimizer, make_shard, make_stage
+from .assembly import make_loss, make_model, make_optimizer, make_shard, make_stage
 from .checkpoint import Saved
 from .directory import read_layout
 from .first_weights import begin_with
@@ -60,7 +63,7 @@ class Session:
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
-        self.loss_fn = build(experiment.loss)
+        self.loss_fn = make_loss(experiment, world.device)
         self.loader = self._loader(prepared.train, shuffle=True)
         self.held_out = self._loader(prepared.held_out, shuffle=False) if prepared.held_out else None
         self.step = 0  # optimizer steps done
@@ -73,9 +76,10 @@ class Session:
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
-    def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
+    def _loader(self, tokens: Any, *, shuffle: bool) -> Sequences:
         e = self.experiment
-        return Loader(
+        kind: Any = PackedLoader if isinstance(tokens, ChatFile) else Loader
+        return kind(
             tokens=tokens,
             seq_len=e.seq_len,
             batch_size=e.batch_size,

@@ -57,6 +57,18 @@ def test_each_kind_of_model_ran_on_two_ranks_on_four_and_in_a_v(found):
 
 
 @pytest.fixture(scope="module")
+def chunked(tmp_path_factory):
+    return run("chunked_ranks.py", tmp_path_factory.mktemp("chunked_ranks"))
+
+
+@pytest.mark.parametrize("topic", ["plain", "tied", "bf16", "bias", "frozen", "torch"])
+def test_bits_with_a_chunked_loss_are_those_of_one_process(chunked, topic):
+    cases = {name: wrong for name, wrong in chunked.items() if name.split()[0] == topic}
+    assert cases
+    assert {name: wrong for name, wrong in cases.items() if wrong} == {}
+
+
+@pytest.fixture(scope="module")
 def matrix(tmp_path_factory):
     return run("matrix.py", tmp_path_factory.mktemp("matrix"))
 

@@ -15,6 +15,7 @@ from forgather_dsl import (
     FP32,
     AdamW,
     Auto,
+    ChunkedCrossEntropy,
     Experiment,
     FullRecompute,
     GroupedQueryAttention,
@@ -109,6 +110,7 @@ def allocated(run) -> tuple[object, int]:
         ("zb-h2", 2, "none", {"optimizer": Muon(), "precision": BF16()}),
         ("zb-v", 2, "none", {"model": replace(Tiny().model, tie_embeddings=True)}),
         ("v-min", 2, "full", {"model": replace(Tiny().model, attention=SlidingWindow(window=8))}),
+        ("zb-h1", 2, "none", {"loss": ChunkedCrossEntropy(chunk=20)}),
     ],
 )
 def test_fake_tensors_take_the_bytes_of_real_ones(name, ranks, recompute, changes):
@@ -154,10 +156,23 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"precision": FP32()},
         {"model": replace(Narrow().model, num_kv_heads=1, attention=GroupedQueryAttention(qk_norm=RMSNorm()))},
         {"parallel": Pipeline(stages=2), "model": replace(Narrow().model, tie_embeddings=True)},
+        {"loss": ChunkedCrossEntropy(chunk=128), "precision": BF16()},
+        {"loss": ChunkedCrossEntropy(chunk=512), "precision": BF16(), "recompute": FullRecompute()},
+        {"loss": ChunkedCrossEntropy(chunk=200), "model": replace(Narrow().model, vocab_size=40_000, num_layers=2)},
     ],
 )
 def test_the_plan_is_within_three_percent_of_other_formats_and_parts(changes):
     off = off_by(Narrow(batch_size=2, **changes))
+    assert {rank: share for rank, share in off.items() if abs(share) > WITHIN} == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["gpipe", "zb-h1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("1f1b", "zb-v"))]
+)
+def test_the_plan_is_within_three_percent_with_a_chunked_loss(name):
+    experiment = Narrow(loss=ChunkedCrossEntropy(chunk=128), recompute=FullRecompute(), precision=BF16())
+    experiment = replace(experiment, model=replace(experiment.model, vocab_size=40_000))
+    off = off_by(experiment, laid_out(experiment, name, 4))
     assert {rank: share for rank, share in off.items() if abs(share) > WITHIN} == {}
 
 
