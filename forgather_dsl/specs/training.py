@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from ..dsl import Lazy
-from .validators import share
+from .validators import at_least, share
 
 if TYPE_CHECKING:
     import forgather_dsl  # noqa: F401  type checkers resolve the paths in the strings
