@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from test_optim import KINDS, PRECISIONS, Trained, held, run, same, starts
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from forgather_dsl import BF16, FP32, AdamW, Llama, Muon, patch
+from forgather_dsl import BF16, FP32, AdamW, Llama, Muon, Trainer, WarmupCosine, patch
 from forgather_dsl.dsl import build, replace
 from forgather_dsl.plan.memory import State
 from forgather_dsl.plan.sizes import model_size
@@ -174,3 +176,21 @@ def test_every_state_and_rounding_has_other_bits():
         found.append(torch.cat([p.detach().float().flatten() for p in parameters.values()]))
     for a, b in itertools.combinations(range(len(found)), 2):
         assert not torch.equal(found[a], found[b]), (a, b)
+
+
+def test_a_run_that_rounds_to_nearest_says_what_it_loses(small: Any, tmp_path: Path, capfd: Any) -> None:
+    """In the first update, which is in the warm-up, and in the first at the full rate."""
+    optimizer = AdamW(lr=1e-4)
+    experiment = small.Small(
+        optimizer=optimizer, precision=BF16(rounding="nearest"), lr_schedule=WarmupCosine(warmup=0.5), steps=4
+    )
+    Trainer(experiment, out=str(tmp_path / "nearest")).fit()
+    said = [line for line in capfd.readouterr().err.splitlines() if "rounded to nearest" in line]
+    pattern = r"update of step (\d), at a learning rate of (\S+), moved (\S+)% of them, and (\S+)% of the movement was applied"
+    found = [[float(x) for x in re.search(pattern, line).groups()] for line in said]  # type: ignore[union-attr]
+    assert [(step, lr) for step, lr, *_ in found] == [(1, 5e-5), (2, 1e-4)]
+    for _, _, moved, applied in found:
+        assert 1 < moved < 90
+        assert 1 < applied < 100
+    Trainer(replace(experiment, precision=BF16(rounding="stochastic")), out=str(tmp_path / "chance")).fit()
+    assert "nearest" not in capfd.readouterr().err
