@@ -19,15 +19,18 @@ from forgather_dsl import (
     Experiment,
     FullRecompute,
     GroupedQueryAttention,
+    InBackward,
     KeepAttention,
     LayerNorm,
     Llama,
     Muon,
     NoRecompute,
     NormsAndActivation,
+    OnHost,
     Pipeline,
     RMSNorm,
     SlidingWindow,
+    ZeroBubbleH1,
     patch,
 )
 from forgather_dsl.dsl import replace
@@ -172,6 +175,17 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"loss": ChunkedCrossEntropy(chunk=128), "precision": BF16()},
         {"loss": ChunkedCrossEntropy(chunk=512), "precision": BF16(), "recompute": FullRecompute()},
         {"loss": ChunkedCrossEntropy(chunk=200), "model": replace(Narrow().model, vocab_size=40_000, num_layers=2)},
+        {"precision": BF16(gradients="fp32")},
+        {"precision": BF16(), "update": InBackward(), "clip_norm": None, "microbatch_size": 2},
+        {"precision": BF16(), "update": InBackward(), "clip_norm": None, "parallel": Pipeline(stages=2)},
+        {"precision": BF16(), "update": OnHost()},
+        {"precision": BF16(), "update": OnHost(gradients="host"), "recompute": FullRecompute()},
+        {
+            "precision": BF16(),
+            "update": OnHost(gradients="host"),
+            "parallel": Pipeline(stages=2, schedule=ZeroBubbleH1()),
+            "model": replace(Narrow().model, tie_embeddings=True),
+        },
     ],
 )
 def test_the_plan_is_within_three_percent_of_other_formats_and_parts(changes):
