@@ -39,6 +39,7 @@ from .model import (
     SlidingWindow,
     SwiGLU,
 )
+from .optimizers import SGD, Adafactor, AdamW, Lion, Muon, Optimizer
 from .parallel import (
     Auto,
     DualPipeV,
@@ -58,25 +59,21 @@ from .parallel import (
     ZeroBubbleH2,
     ZeroBubbleV,
 )
+from .recompute import AutoRecompute, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Recompute
 from .training import (
     BF16,
     FP32,
-    AdamW,
     BF16Mixed,
     ChunkedCrossEntropy,
     Constant,
     CrossEntropy,
-    FullRecompute,
     Loss,
     LRSchedule,
-    Muon,
-    NoRecompute,
-    Optimizer,
     Precision,
-    Recompute,
     WarmupCosine,
     WarmupStableDecay,
 )
+from .update import AfterBackward, InBackward, OnHost, Update
 
 __all__ = [
     "BF16",
@@ -84,9 +81,13 @@ __all__ = [
     "GELUMLP",
     "HF",
     "MLP",
+    "SGD",
+    "Adafactor",
     "AdamW",
+    "AfterBackward",
     "Attention",
     "Auto",
+    "AutoRecompute",
     "BF16Mixed",
     "Bytes",
     "Chat",
@@ -103,11 +104,14 @@ __all__ = [
     "GroupedQueryAttention",
     "Guard",
     "HFTokenizer",
+    "InBackward",
     "Init",
     "Interleaved",
     "JsonLines",
+    "KeepAttention",
     "LRSchedule",
     "LayerNorm",
+    "Lion",
     "Llama",
     "Llama3Rope",
     "Logger",
@@ -119,6 +123,8 @@ __all__ = [
     "NoRope",
     "Norm",
     "NormalInit",
+    "NormsAndActivation",
+    "OnHost",
     "OneFOneB",
     "Optimizer",
     "Parallel",
@@ -144,6 +150,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerFile",
     "TrainedBPE",
+    "Update",
     "VHalf",
     "VMin",
     "WarmupCosine",

@@ -10,7 +10,6 @@ from .agreement import Agreed
 from .batches import tensors
 from .checkpoint import Saved
 from .evaluate import evaluate, write_sample
-from .gradients import clip
 from .memory_report import doing
 from .report import Reporter
 from .session import Session
@@ -54,17 +53,14 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
     tokens, targets, documents = tensors(batch)
     with doing(f"in training step {session.step + 1}"):
+        session.update.begin()
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
         sum_gradients(session.parameters, session.mesh)
-    agreed = session.ranks.agree(session.gradients(), session.said(loss, *request.poll()))
+    agreed = session.ranks.agree(session.update.squares(), session.said(loss, *request.poll()))
     PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory
-    if agreed.finite:
-        with doing(f"updating the weights in step {session.step + 1}"):
-            clip(list(session.parameters.values()), agreed.grad_norm, session.experiment.clip_norm)
-            session.update()
-    for parameter in session.parameters.values():
-        parameter.grad = None
+    with doing(f"updating the weights in step {session.step + 1}"):
+        session.update.end(agreed)
     session.step, session.tokens = session.step + 1, session.tokens + valid
     done = progress(session, agreed.seconds)
     report.step(agreed, valid, lr, done)
