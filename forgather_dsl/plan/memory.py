@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import BF16, SGD, Adafactor, AdamW, BF16Mixed, Experiment, Lion, Muon
+from ..specs import BF16, SGD, Adafactor, AdamW, BF16Mixed, Experiment, Lion, Muon, OnHost
 from .sizes import PartSize
 
 __all__ = ["Held", "State"]
@@ -32,7 +32,13 @@ class State:
         self.mixed = on_gpu and isinstance(precision, BF16Mixed)
         self.on_gpu = on_gpu
         self.number_bytes = 2 if self.mixed or self.narrow else 4  # of an activation
-        self.weight_bytes = 2 if self.narrow else 4  # and of its gradient
+        self.weight_bytes = 2 if self.narrow else 4
+        wide = isinstance(precision, BF16) and precision.gradients == "fp32"
+        self.on_host = isinstance(experiment.update, OnHost)  # masters and state
+        self.leaving = isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
+        self.gradient_bytes = 4 if wide and not self.leaving else self.weight_bytes
+        self.apart = self.gradient_bytes > self.number_bytes  # a product is made first, then added in the sum's format
+        self.tied_gradient_bytes = 4 if self.leaving else self.gradient_bytes  # two of them are added up on the device
         self.rounding = precision.rounding if isinstance(precision, BF16) else ""
         self.states: str = getattr(optimizer, "states", "fp32")
         target = type(optimizer).__target__
@@ -61,13 +67,22 @@ class State:
         return float(isinstance(optimizer, Lion) or not self.on_gpu)
 
     def bytes_of(self, part: PartSize, in_layer: bool) -> tuple[int, int, int]:
-        """Weights, gradients, optimizer state."""
+        """Weights, gradients, optimizer state; on the device."""
+        weights, gradients = self.weight_bytes * part.parameters, self.gradient_bytes * part.parameters
         beside = BESIDE.get(self.rounding, 0) * part.parameters
-        moments = 1 if self.muon and in_layer else self.moments
-        state = moments * MOMENT[self.states] * part.matrices + 4 * self.moments * part.vectors
+        return weights, gradients, 0 if self.on_host else self._moments(part, in_layer) + beside
+
+    def on_host_of(self, part: PartSize, in_layer: bool) -> int:
+        """Bytes on the host: fp32 masters, optimizer state, and the sums of gradients that leave the device."""
+        if not self.on_host:
+            return 0
+        return (8 if self.leaving else 4) * part.parameters + self._moments(part, in_layer)
+
+    def _moments(self, part: PartSize, in_layer: bool) -> int:
         if self.factored:
-            state = 4 * (self._sides(part) + part.vectors)
-        return self.weight_bytes * part.parameters, self.weight_bytes * part.parameters, int(state) + beside
+            return 4 * (self._sides(part) + part.vectors)
+        moments = 1 if self.muon and in_layer else self.moments
+        return int(moments * MOMENT[self.states] * part.matrices) + 4 * self.moments * part.vectors
 
     def _sides(self, part: PartSize) -> int:
         """Rows and columns of all matrices together: each has `dim` on one side, and not many more than there must be."""
@@ -84,6 +99,8 @@ class State:
         makes. Muon besides: a matrix's direction and the iteration's tensors, in bfloat16 on a GPU. An optimizer that is not
         known here has masters and gradients of a whole matrix.
         """
+        if self.on_host:
+            return 0
         in_layers = [part.largest for part, in_layer in parts if in_layer]
         beside = [part.matrices for part, in_layer in parts if not in_layer]
         largest = max((*in_layers, *beside), default=0)
@@ -107,7 +124,7 @@ class State:
         the arithmetic makes (`made` numbers for each), what reading or writing the formats makes; whichever is the most."""
         copied = 0 if self.states == "fp32" else moments
         narrow = int(self.narrow)
-        reading = 2 * narrow + copied + max(made, float(self.states == "8bit"))
+        reading = narrow + int(self.gradient_bytes == 2) + copied + max(made, float(self.states == "8bit"))
         keeping = narrow + copied + {"fp32": 0, "bf16": 2, "8bit": 1}[self.states] * bool(copied)
         writing = narrow + {"stochastic": 2, "exact": 1}.get(self.rounding, 0)
         return int(4 * max(reading, keeping, writing) * min(largest, CHUNK[self.on_gpu]))

@@ -59,6 +59,7 @@ from .parallel import (
     ZeroBubbleH2,
     ZeroBubbleV,
 )
+from .recompute import AutoRecompute, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Recompute
 from .training import (
     BF16,
     FP32,
@@ -66,15 +67,13 @@ from .training import (
     ChunkedCrossEntropy,
     Constant,
     CrossEntropy,
-    FullRecompute,
     Loss,
     LRSchedule,
-    NoRecompute,
     Precision,
-    Recompute,
     WarmupCosine,
     WarmupStableDecay,
 )
+from .update import AfterBackward, InBackward, OnHost, Update
 
 __all__ = [
     "BF16",
@@ -85,8 +84,10 @@ __all__ = [
     "SGD",
     "Adafactor",
     "AdamW",
+    "AfterBackward",
     "Attention",
     "Auto",
+    "AutoRecompute",
     "BF16Mixed",
     "Bytes",
     "Chat",
@@ -103,9 +104,11 @@ __all__ = [
     "GroupedQueryAttention",
     "Guard",
     "HFTokenizer",
+    "InBackward",
     "Init",
     "Interleaved",
     "JsonLines",
+    "KeepAttention",
     "LRSchedule",
     "LayerNorm",
     "Lion",
@@ -120,6 +123,8 @@ __all__ = [
     "NoRope",
     "Norm",
     "NormalInit",
+    "NormsAndActivation",
+    "OnHost",
     "OneFOneB",
     "Optimizer",
     "Parallel",
@@ -145,6 +150,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerFile",
     "TrainedBPE",
+    "Update",
     "VHalf",
     "VMin",
     "WarmupCosine",

@@ -13,17 +13,17 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
+from .recompute import NoRecompute, Recompute
 from .training import (
     BF16,
     BF16Mixed,
     CrossEntropy,
     Loss,
     LRSchedule,
-    NoRecompute,
     Precision,
-    Recompute,
     WarmupCosine,
 )
+from .update import AfterBackward, Update
 from .validators import at_least, positive
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     deterministic: bool = True  # the same bits from every run on a GPU too; attention's backward is slower for it
     hardware: str = "auto"  # "4x24GB", "24GB+12GB", or what is here
     parallel: Parallel = Single()
+    update: Update = AfterBackward()  # when and where the optimizer steps
     recompute: Recompute = NoRecompute()
     loss: Loss = CrossEntropy()
     log_every: int = attrs.field(default=10, validator=at_least(1))  # steps, as the next three
@@ -123,6 +124,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 "them; leave it out: exact masters go with every optimizer",
             )
         yield from self.__check_stages__()
+        yield from self.update.__refused__(self)
 
     def __check_batch__(self) -> Any:
         replicas = num_replicas(self)

@@ -60,10 +60,12 @@ class BF16(Precision["forgather_dsl.train.precision.BF16"]):
     """Weights, gradients and activations in bfloat16. `rounding` says how updates smaller than its steps are not lost:
     `exact` keeps the 16 bits that an fp32 master has more (2 bytes a weight, the numbers of fp32; arXiv 2512.15306), `kahan`
     what rounding left (2 bytes, nearly), `stochastic` rounds by chance (nothing, right on average; arXiv 2010.06192).
-    `nearest` loses most of a small update, and says at the start how much.
+    `nearest` loses most of a small update, and says at the start how much. `gradients` says what those of microbatches are
+    added up in: bfloat16 loses 0.6 % at 32 of them, fp32 takes two bytes a weight more.
     """
 
     rounding: Literal["exact", "stochastic", "kahan", "nearest"] = "exact"
+    gradients: Literal["bf16", "fp32"] = "bf16"
 
 
 class Loss(Lazy[T], abstract=True):
@@ -81,15 +83,3 @@ class ChunkedCrossEntropy(Loss["forgather_dsl.train.chunked_loss.ChunkedCrossEnt
 
     chunk: int = attrs.field(default=1024, validator=at_least(1))  # tokens
     kernel: Literal["torch", "liger"] = "torch"  # liger: one kernel for the loss of a chunk (GPU, liger-kernel)
-
-
-class Recompute(Lazy[Any], abstract=True):
-    """Which activations a stage computes again in the backward pass instead of keeping them."""
-
-
-class NoRecompute(Recompute):
-    """Keep everything."""
-
-
-class FullRecompute(Recompute):
-    """Keep each layer's input only (activation checkpointing)."""

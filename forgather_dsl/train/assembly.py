@@ -19,9 +19,10 @@ from ..parallel.losses import takes_head
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute, Muon
+from ..specs import Experiment, Muon, OnHost
 from .chunked_loss import ChunkedCrossEntropy, check_head
 from .optim import Engine, Foreign, Keeping, parameter_groups, role
+from .update.host_optimizer import HostOptimizer
 
 __all__ = ["make_loss", "make_model", "make_optimizer", "make_shard", "make_stage"]
 
@@ -41,8 +42,29 @@ def make_stage(
         drop_part(model, "head")  # a shard of it is on every rank
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
         check_head(part_of(model, "head"), type(experiment.loss).__name__)
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
-    return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    recompute: Any = layout.policies(experiment)[index]
+    stage = Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []
+    for parameter in stage.model.parameters():
+        parameter.grad_dtype = gradient_dtype(experiment, parameter)
+    for module in tied if leaves(experiment) else ():  # their two gradients meet on the device
+        if module is not None:
+            module.weight.grad_dtype = torch.float32
+    return stage
+
+
+def gradient_dtype(experiment: Experiment, parameter: torch.Tensor) -> torch.dtype:
+    """What a gradient is added up in on the device. Where it leaves after each microbatch, that of a matrix, which is one
+    product, needs no more than the weight's format; vectors are sums."""
+    precision = build(experiment.precision)
+    if leaves(experiment):
+        return parameter.dtype if parameter.ndim > 1 else torch.float32
+    return getattr(precision, "gradients", precision.parameters)
+
+
+def leaves(experiment: Experiment) -> bool:
+    """Whether gradients leave the device after each microbatch."""
+    return isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
 
 
 def make_shard(
@@ -54,6 +76,7 @@ def make_shard(
     """
     rank, shards = index - layout.schedule.num_stages, layout.schedule.num_shards
     shard = HeadShard(make_model(experiment), index, rank, shards, device, autocast)
+    shard.weight.grad_dtype = gradient_dtype(experiment, shard.weight)
     if isinstance(experiment.optimizer, Muon) and role(shard.name, shard.weight) == "matrix":
         raise UserError(
             f"parallel.spread_head: Muon would take {shard.name} for a matrix of a layer, and a shard of it cannot be made "
@@ -74,8 +97,17 @@ def make_optimizer(
     experiment: Experiment,
     parameters: dict[str, torch.nn.Parameter],
     first_rows: Mapping[str, int] = MappingProxyType({}),
+) -> Engine | Foreign | HostOptimizer:
+    """The experiment's optimizer over `parameters`, or over their masters on the host; `first_rows` of those that are a part
+    of a larger tensor, by number."""
+    if isinstance(experiment.update, OnHost):
+        return HostOptimizer(parameters, lambda hosts: _optimizer(experiment, hosts, first_rows))
+    return _optimizer(experiment, parameters, first_rows)
+
+
+def _optimizer(
+    experiment: Experiment, parameters: dict[str, torch.nn.Parameter], first_rows: Mapping[str, int]
 ) -> Engine | Foreign:
-    """The experiment's optimizer over `parameters`; `first_rows` of those that are a part of a larger tensor, by number."""
     rounding = getattr(build(experiment.precision), "rounding", "exact")
     groups = parameter_groups(parameters.items(), Keeping(rounding, experiment.seed, first_rows))
     target = import_target(type(experiment.optimizer))

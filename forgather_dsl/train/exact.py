@@ -30,9 +30,10 @@ from ..plan.occupancy import Occupancy
 from ..plan.resident import message_bytes
 from ..plan.sizes import model_size
 from ..plan.stage_cost import StageCost
-from ..specs import BF16Mixed, Experiment
+from ..specs import BF16Mixed, Experiment, OnHost
 from .as_gpu import as_on_gpu
 from .assembly import make_model, make_optimizer, make_stage
+from .exact_update import listener
 from .gradients import clip, sum_of_squares
 from .live import CUDA_BLOCK, LiveBytes
 from .optim import Engine
@@ -195,15 +196,17 @@ def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: 
         live.hold(batch, "activations")
     with live:
         with live.during("optimizer"):
-            optimizer = make_optimizer(experiment, trained)
-            if on_gpu:
+            optimizer = None if isinstance(experiment.update, OnHost) else make_optimizer(experiment, trained)
+            if on_gpu and optimizer is not None:
                 _as_on_gpu(optimizer)
             for parameter in trained.values():
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+            if optimizer is not None:
+                optimizer.step()
         for parameter in trained.values():
             parameter.grad = None
         live.restart()
+        pipeline.listener = listener(experiment, pipeline, optimizer, live)
         with live.during("activations"):
             pipeline.step(tokens, targets, documents, build(experiment.loss), 0, tokens.numel())
         _update(experiment, trained, optimizer, live)
@@ -237,8 +240,11 @@ def _as_on_gpu(optimizer: Any) -> None:
 def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, live: LiveBytes) -> None:
     """Norm, clipping and the optimizer's step, as train/loop.py does them; the norm is taken to exceed the limit."""
     with live.during("gradients"):
-        torch.stack([sum_of_squares(p.grad) for p in trained.values() if p.grad is not None])
+        squares = [sum_of_squares(p.grad) for p in trained.values() if p.grad is not None]
+        if squares:
+            torch.stack(squares)
         if experiment.clip_norm is not None:
             clip(list(trained.values()), 2 * experiment.clip_norm, experiment.clip_norm)
     with live.during("optimizer"):
-        optimizer.step()
+        if optimizer is not None:
+            optimizer.step()

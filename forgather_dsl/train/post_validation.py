@@ -58,7 +58,7 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
 def _due(session: Session) -> bool:
     """Whether something has to see the right weights after this step, or the run may go back after it."""
     e, guards = session.experiment, session.guards
-    if guards.save_waits or guards.needs_agreement or session.lost.pending:
+    if guards.save_waits or guards.needs_agreement:
         return True
     return any(every and session.step % every == 0 for every in (e.eval_every, e.sample_every, e.save_every))
 
@@ -73,7 +73,7 @@ class Update:
         self.limit = session.experiment.clip_norm
         self.agreed: Agreed | None = None
         self.backup: Backup | None = None
-        self.exchange = session.ranks.start(session.gradients(), session.said(loss, *asked))
+        self.exchange = session.ranks.start(session.update.squares(), session.said(loss, *asked))
         PROGRESS.mark("updating the weights")
 
     def _plain(self, numbers: Agreed) -> bool:
@@ -85,7 +85,7 @@ class Update:
         if self._plain(self.exchange.own):
             with doing(f"updating the weights in step {self.session.step}"):
                 self.backup = Backup(self.session)
-                self.session.update()
+                self.session.update.step()
         else:
             self._exactly()
 
@@ -118,7 +118,7 @@ class Update:
         if agreed.finite:
             with doing(f"updating the weights in step {self.session.step}"):
                 clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
-                self.session.update()
+                self.session.update.step()
 
     def _settle(self) -> Agreed:
         agreed = self._wait()

@@ -10,7 +10,7 @@ import torch
 class FP32:
     """32 bits everywhere."""
 
-    parameters = torch.float32
+    parameters = gradients = torch.float32
 
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """The format that a forward pass casts to, or None for none."""
@@ -20,7 +20,7 @@ class FP32:
 class BF16Mixed:
     """bfloat16 products on GPUs that are fast at them, else as `FP32`."""
 
-    parameters = torch.float32
+    parameters = gradients = torch.float32
 
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """bfloat16 from compute capability 8.0 on."""
@@ -33,8 +33,9 @@ class BF16:
 
     parameters = torch.bfloat16
 
-    def __init__(self, rounding: str) -> None:
+    def __init__(self, rounding: str, gradients: str) -> None:
         self.rounding = rounding
+        self.gradients = torch.float32 if gradients == "fp32" else torch.bfloat16  # that microbatches are added up in
 
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """None: everything has the format already."""

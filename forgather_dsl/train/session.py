@@ -38,10 +38,10 @@ from .checkpoint import Saved
 from .directory import read_layout
 from .first_weights import begin_with
 from .guards import Guards
-from .lost_updates import LostUpdates
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
+from .update.applying import make_update
 from .watching import Watch
 
 FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,
@@ -72,9 +72,9 @@ class Session:
         self.seconds = 0.0  # of training, over all starts
         self.peaks: list[int] = []  # bytes per rank, as of the last step
         self.guards = Guards(self)
-        self.lost = LostUpdates(self)
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
+        self.update = make_update(self)
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
@@ -107,10 +107,6 @@ class Session:
             return torch.cuda.max_memory_allocated(self.world.device)
         return process_peak()
 
-    def gradients(self) -> dict[str, torch.Tensor | None]:
-        """Of this rank's parameters, by name."""
-        return {name: parameter.grad for name, parameter in self.parameters.items()}
-
     def said(self, loss_sum: float | None, stop: bool, save: bool) -> Said:
         """What this rank tells the others of the step it has run."""
         PROGRESS.mark("the end of the step")
@@ -123,11 +119,6 @@ class Session:
         """Nats per token of the held-out text, if it was evaluated at this step and is a number."""
         step, loss = self.evaluated
         return loss if step == self.step and math.isfinite(loss) else None
-
-    def update(self) -> None:
-        """One step of the optimizer; a save under way first gets what it has not read yet."""
-        self.saver.before_update()
-        self.optimizer.step()
 
     @on_disk("saving a checkpoint")
     def save(self, wait: bool = False) -> str:

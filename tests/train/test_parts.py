@@ -84,13 +84,14 @@ def test_clipping_scales_to_the_limit_and_leaves_small_gradients() -> None:
 def test_the_global_norm_adds_every_parameter_once_and_sees_what_is_not_finite() -> None:
     ranks = Ranks(World(0, 1, torch.device("cpu"), None), ["b", "a"])
     gradients = {"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}
-    agreed = ranks.agree(gradients, Said(2.5, 1.5, memory=7, busy=3.0, span=4.0))
+    squares = {name: sum_of_squares(gradient) for name, gradient in gradients.items()}
+    agreed = ranks.agree(squares, Said(2.5, 1.5, memory=7, busy=3.0, span=4.0))
     assert agreed[:8] == (2.5, 5.0, 1.5, False, False, [7], 0, 0.25)
     assert agreed.finite
     assert (agreed.bad_gradients, agreed.bad_losses) == ((), ())
-    wrong = ranks.agree({"a": torch.tensor([math.nan]), "b": None}, Said(1.0))
+    wrong = ranks.agree({"a": sum_of_squares(torch.tensor([math.nan]))}, Said(1.0))
     assert (wrong.finite, wrong.bad_gradients, wrong.bad_losses) == (False, ("a",), ())
-    wrong = ranks.agree(gradients, Said(math.inf))
+    wrong = ranks.agree(squares, Said(math.inf))
     assert (wrong.finite, wrong.bad_gradients, wrong.bad_losses) == (False, (), (0,))
 
 
