@@ -13,7 +13,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -30,6 +30,15 @@ __all__ = [
     "hooked",
 ]
 
+
+class Watcher(Protocol):
+    """Told of each linear layer that is about to multiply."""
+
+    def meets(self, x: torch.Tensor) -> bool:
+        """Whether anybody needs the product; `x` is what the layer has saved for its backward. May end the forward."""
+        ...
+
+
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
 """Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
 
@@ -40,6 +49,7 @@ class WeightGradients:
     def __init__(self) -> None:
         self.deferring = False
         self.owed: Owed = deque()
+        self.watcher: Watcher | None = None
         self.add_rows: Callable[..., None] = _accumulate_embedding
         """What adds the rows of an embedding's gradient: (weight, ids, rows)."""
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
@@ -90,6 +100,15 @@ class WeightGradients:
             yield
         finally:
             self._casts = None
+
+    @contextmanager
+    def watched_by(self, watcher: Watcher | None) -> Iterator[None]:
+        """Linear layers tell this `watcher`."""
+        before, self.watcher = self.watcher, watcher
+        try:
+            yield
+        finally:
+            self.watcher = before
 
     def cast(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`parameter` in `dtype`, outside the graph; itself when it has that dtype."""
@@ -150,6 +169,8 @@ class _Linear(Function):
         x = gradients.cast_input(x, cast_weight.dtype)
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x)
+            if gradients.watcher is not None and not gradients.watcher.meets(x):
+                return x.new_empty(*x.shape[:-1], weight.shape[0])
         return F.linear(x, cast_weight, cast_bias)
 
     @staticmethod

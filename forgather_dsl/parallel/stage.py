@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.utils.checkpoint import checkpoint
 
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
 from forgather_dsl.parallel.deferred import defer
+from forgather_dsl.parallel.offload import Offload
+from forgather_dsl.parallel.recompute import Keeping, Policy
+from forgather_dsl.parallel.tiles import tile_mlp
 
 __all__ = ["EMBED", "END", "Key", "Stage", "path_of"]
 
@@ -31,8 +33,9 @@ Key = tuple[int, int, int]
 class Stage:
     """Stage `index` of `num_stages`: the embedding if first, `layers`, the final norm and the head if last.
 
-    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast` (a dtype or None) the residual stream has that dtype on every
-    stage, so that sending it changes nothing. `recompute="full"` keeps only the input of each layer for the backward.
+    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast`
+    (a dtype or None) the residual stream has that dtype on every stage, so that sending it changes nothing. `recompute`,
+    `offload` and `mlp_tiles` say what each layer keeps for the backward, and where (see the module `recompute`).
     Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
     Raises ValueError when the model holds parameters outside its parts, or shared between stages.
     """
@@ -45,14 +48,14 @@ class Stage:
         layers: range,
         device: torch.device,
         autocast: torch.dtype | None = None,
-        recompute: Literal["none", "full"] = "none",
+        recompute: Policy = "none",
+        offload: bool = False,
+        mlp_tiles: int = 1,
     ) -> None:
-        if recompute not in ("none", "full"):
-            raise ValueError(f"recompute={recompute!r} is not known: write 'none' or 'full'")
         if not layers or layers[0] < 0 or layers[-1] >= len(model.layers):
             raise ValueError(f"stage {index} would hold {layers} of a model with {len(model.layers)} layers")
         self.model, self.index, self.num_stages, self.layers = model, index, num_stages, layers
-        self.device, self.autocast, self.recompute = device, autocast, recompute
+        self.device, self.autocast = device, autocast
         self.first, self.last = index == 0, index == num_stages - 1
         self.tied: bool = model.tied
         self.dropout: float = largest_dropout(model)  # of the whole model
@@ -64,6 +67,9 @@ class Stage:
         self._cut()
         self._materialise()
         self.gradients = defer(model)
+        self.keeping = Keeping(recompute, self.gradients, Offload(device) if offload else None)
+        for number in layers if mlp_tiles > 1 else ():
+            tile_mlp(model.layers[number], mlp_tiles, self.gradients)
         self.needed: Callable[[int], None] | None = None
         """Called with a part (see `parts`) before its forward."""
         self.passed: Callable[[int], None] | None = None
@@ -133,6 +139,7 @@ class Stage:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             context = self._context(x.shape[1], documents)
             x = self._embed(x)
+            self.keeping.begin()
             for number in self.layers:
                 x = self._layer(number, self._enter(number, x), context, key)
             return self._head(x, headless)
@@ -184,12 +191,8 @@ class Stage:
                 _reseed(self.device, (*key, number))
             return layer(x, context, None).to(self.dtype)
 
-        if self.recompute == "none" or not torch.is_grad_enabled():
-            return run(x)
-        # What draws random numbers is reseeded above, so no state need be kept; and the second run is the first one's code
-        # on the first one's input, so torch need not compare the two tensor by tensor.
-        options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-        return checkpoint(run, x, **options)  # type: ignore[return-value]
+        # what draws random numbers is reseeded above, so a policy that runs the layer twice need keep no state of generators
+        return self.keeping.run(run, x) if torch.is_grad_enabled() else run(x)
 
 
 def _reseed(device: torch.device, key: tuple[int, ...]) -> None:

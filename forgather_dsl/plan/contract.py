@@ -51,7 +51,7 @@ def _schedule_of(experiment: Experiment) -> str:
 def _rank(run: Run, rank: int) -> dict[str, Any]:
     memory, device = run.memory.ranks[rank], run.hardware.devices[rank]
     replica, place = divmod(rank, run.layout.schedule.num_ranks)
-    last = len(run.layout.layers) - 1
+    last, policies = len(run.layout.layers) - 1, run.layout.policies(run.experiment)
     return {
         "rank": rank,
         "replica": replica,
@@ -61,6 +61,7 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
             {
                 "stage": stage,
                 "layers": len(layers),
+                "recompute": policies[stage],
                 "first_layer": layers.start,
                 "embedding": stage == 0,
                 "head": stage == last and not run.layout.schedule.num_shards,

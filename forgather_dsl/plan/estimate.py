@@ -67,8 +67,9 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     """
     size = model_size(experiment.model, experiment.seq_len)
     state = State(experiment, on_gpu)
-    schedule, ranges, _ = lay_out(experiment) if layout is None else layout
-    stages = [StageCost.of(experiment, size, ranges, stage, state) for stage in range(len(ranges))]
+    layout = lay_out(experiment) if layout is None else layout
+    schedule, ranges, policies = layout.schedule, layout.layers, layout.policies(experiment)
+    stages = [StageCost.of(experiment, size, ranges, stage, state, name) for stage, name in enumerate(policies)]
     if schedule.num_shards:
         stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state)] * schedule.num_shards
     message = message_bytes(experiment, size, state)

@@ -124,9 +124,9 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     """
     profile = profile or own_profile(experiment)
     site, layout = Site.of(found, experiment), lay_out(experiment)
-    schedule, layers, _ = layout
+    schedule, layers = layout.schedule, layout.layers
     memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
-    costs = model_costs(experiment, schedule.placement, layers, profile, found)
+    costs = model_costs(experiment, schedule.placement, layers, profile, found, layout.policies(experiment))
     devices = machines.for_ranks(found, world_size(experiment))
     known = bool(experiment.model.num_layers) and not any("layers of" in text for text in memory.left_out)
     return Run(

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment, FullRecompute, InBackward
+from ..specs import ChunkedCrossEntropy, Experiment, InBackward
 from ..specs.experiment import num_microbatches, num_shards
+from .kept import LayerCost
+from .masks import Masks
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -42,10 +44,10 @@ class StageCost(NamedTuple):
 
     @classmethod
     def of(
-        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> StageCost:
-        """One microbatch on stage `stage` of those with these layers."""
-        return _Walk(experiment, size, ranges, stage, state).cost()
+        """One microbatch on stage `stage` of those with these layers, which keeps what `policy` says."""
+        return _Walk(experiment, size, ranges, stage, state, policy).cost()
 
     @classmethod
     def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, state: State) -> StageCost:
@@ -76,20 +78,22 @@ class _Walk:
     """Goes through a stage's layers as its actions do. `now` is what an action has come to, `most` its peak so far."""
 
     def __init__(
-        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> None:
         self.size, self.state = size, state
         self.tokens = experiment.microbatch_size * experiment.seq_len
-        self.layers = [size.layers[index] for index in ranges[stage]]
+        self.layers = [LayerCost.of(size.blocks[index], size.dim, policy) for index in ranges[stage]]
         self.first, self.last = stage == 0, stage == len(ranges) - 1
         self.shards = num_shards(experiment)
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
-        self.passing = passes(experiment, state)
-        self.before = Held()  # of the part that arrived last: on its way to the host
-        self.again = isinstance(experiment.recompute, FullRecompute)
         loss = experiment.loss
         self.chunk = min(loss.chunk, self.tokens) if isinstance(loss, ChunkedCrossEntropy) and self.last else 0
+        self.passing = passes(experiment, state)
+        self.before = Held()  # of the part that arrived last: on its way to the host
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
+        self.masks = Masks.of(experiment, ranges[stage], state.number_bytes)
+        if experiment.isolate_documents:  # each microbatch has a context of its own, tables and all
+            self.masks, self.tables = self.masks._replace(kept=self.masks.kept + self.tables), 0
         self.now = self.most = Held()
 
     def add(self, held: Held, times: int = 1) -> None:
@@ -140,10 +144,6 @@ class _Walk:
         self.touch(Held(gradients=self.state.update([(part, in_layer)])))
         self.add(self.gradient_of(part), -1)
 
-    def kept(self, layer: PartSize) -> Held:
-        """From F to B of one layer."""
-        return self.numbers(self.size.dim) if self.again else self.numbers(layer.kept, layer.kept_fp32)
-
     def embedded(self, backward: bool = False) -> Held:
         """Rows of the embedding as they are read, or their gradients as they are added, in the format of either."""
         each = self.state.gradient_bytes if backward else self.state.weight_bytes
@@ -155,7 +155,8 @@ class _Walk:
 
     def cost(self) -> StageCost:
         """All of it."""
-        parts = [*self.layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
+        layers = [layer.size for layer in self.layers]
+        parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
         copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
@@ -173,12 +174,13 @@ class _Walk:
         dim, wide = self.size.dim, int(self.state.number_bytes == 2)
         self.restart()
         self.add(copies)
+        self.add(Held(activations=self.masks.kept))
+        self.touch(Held(activations=self.masks.making))
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:
-            if self.again:
-                self.touch(self.numbers(dim + layer.forward))
-            self.add(self.kept(layer))
+            self.touch(self.numbers(layer.running))
+            self.add(self.numbers(*layer.kept))
             self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
         if not self.last:
             self.add(self.numbers(dim))
@@ -197,7 +199,7 @@ class _Walk:
         if self.last and not self.shards and not self.chunk:
             yield self.end, self.logits(0, 1).plus(self.numbers(self.size.dim))
         for layer in reversed(self.layers):
-            yield layer, self.numbers(layer.owed)
+            yield layer.size, self.numbers(layer.size.owed)
         if self.first:
             yield self.size.embedding, self.numbers(self.size.dim)
 
@@ -209,7 +211,7 @@ class _Walk:
                 self.add(self.gradient_of(part))
             self.touch(self.product(part) if part.flops else self.embedded(backward=True))
             self.add(owed, -1)
-            self.passed(part, in_layer=part in self.layers)
+            self.passed(part, in_layer=any(part is layer.size for layer in self.layers))
         self.before = Held()
         return self.most
 
@@ -222,11 +224,9 @@ class _Walk:
         for number, layer in enumerate(reversed(self.layers)):
             if number == 1 and not self.last and not deferring:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
-            if self.again:
-                self.add(self.numbers(layer.kept - self.size.dim, layer.kept_fp32))
             self.layer_backward(layer, deferring, first)
             if deferring:
-                self.add(self.numbers(layer.owed))
+                self.add(self.numbers(layer.size.owed))
         if self.first and (first or not self.stays(self.size.embedding)):
             self.add(self.gradient_of(self.size.embedding))
         if self.first:
@@ -236,19 +236,23 @@ class _Walk:
         self.before = Held()
         return self.most
 
-    def layer_backward(self, layer: PartSize, deferring: bool, first: bool) -> None:
+    def layer_backward(self, layer: LayerCost, deferring: bool, first: bool) -> None:
         """At the most where the MLP is; by then the first B has made the gradient of its last matrix, of the others later."""
         first = first or (self.passing and not deferring)
-        one = Held(gradients=self.state.gradient_bytes * layer.largest)
+        one = Held(gradients=self.state.gradient_bytes * layer.size.largest)
         if first:
             self.add(one)
-        self.touch(self.numbers(layer.deferred if deferring else layer.backward))
+        for numbers, fp32 in layer.inputs if deferring else layer.backward:
+            self.touch(self.numbers(numbers, fp32))
         if not deferring:
-            self.touch(self.product(layer))
-        change = self.numbers(-layer.kept, -layer.kept_fp32)
-        self.add(change.plus(self.gradient_of(layer)).plus(one, -1) if first else change)
+            self.touch(self.product(layer.size))
+        change = self.numbers(*layer.kept)
+        self.add(change, -1)
+        if first:
+            self.add(self.gradient_of(layer.size))
+            self.add(one, -1)
         if not deferring:
-            self.passed(layer, in_layer=True)
+            self.passed(layer.size, in_layer=True)
 
     def tail(self, deferring: bool, first: bool) -> None:
         """The loss, the head and the final norm."""

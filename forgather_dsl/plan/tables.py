@@ -60,7 +60,8 @@ def ranks_table(data: dict[str, Any]) -> Table:
 def _stage(stage: dict[str, Any]) -> str:
     first, last = stage["first_layer"], stage["first_layer"] + stage["layers"] - 1
     layers = f"layer {first}" if first == last else f"layers {first}-{last}"
-    return f"{'embedding, ' * stage['embedding']}{layers}{', head' * stage['head']}"
+    again = "" if stage["recompute"] == "none" else f" ({stage['recompute'].replace('_', ' ')})"
+    return f"{'embedding, ' * stage['embedding']}{layers}{again}{', head' * stage['head']}"
 
 
 def comparison_table(data: dict[str, Any]) -> Table:

@@ -59,6 +59,7 @@ from .parallel import (
     ZeroBubbleH2,
     ZeroBubbleV,
 )
+from .recompute import AutoRecompute, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Recompute
 from .training import (
     BF16,
     FP32,
@@ -66,12 +67,9 @@ from .training import (
     ChunkedCrossEntropy,
     Constant,
     CrossEntropy,
-    FullRecompute,
     Loss,
     LRSchedule,
-    NoRecompute,
     Precision,
-    Recompute,
     WarmupCosine,
     WarmupStableDecay,
 )
@@ -89,6 +87,7 @@ __all__ = [
     "AfterBackward",
     "Attention",
     "Auto",
+    "AutoRecompute",
     "BF16Mixed",
     "Bytes",
     "Chat",
@@ -109,6 +108,7 @@ __all__ = [
     "Init",
     "Interleaved",
     "JsonLines",
+    "KeepAttention",
     "LRSchedule",
     "LayerNorm",
     "Lion",
@@ -123,6 +123,7 @@ __all__ = [
     "NoRope",
     "Norm",
     "NormalInit",
+    "NormsAndActivation",
     "OnHost",
     "OneFOneB",
     "Optimizer",

@@ -13,15 +13,14 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
+from .recompute import NoRecompute, Recompute
 from .training import (
     BF16,
     BF16Mixed,
     CrossEntropy,
     Loss,
     LRSchedule,
-    NoRecompute,
     Precision,
-    Recompute,
     WarmupCosine,
 )
 from .update import AfterBackward, Update

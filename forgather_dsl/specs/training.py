@@ -83,15 +83,3 @@ class ChunkedCrossEntropy(Loss["forgather_dsl.train.chunked_loss.ChunkedCrossEnt
 
     chunk: int = attrs.field(default=1024, validator=at_least(1))  # tokens
     kernel: Literal["torch", "liger"] = "torch"  # liger: one kernel for the loss of a chunk (GPU, liger-kernel)
-
-
-class Recompute(Lazy[Any], abstract=True):
-    """Which activations a stage computes again in the backward pass instead of keeping them."""
-
-
-class NoRecompute(Recompute):
-    """Keep everything."""
-
-
-class FullRecompute(Recompute):
-    """Keep each layer's input only (activation checkpointing)."""

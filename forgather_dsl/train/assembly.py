@@ -19,7 +19,7 @@ from ..parallel.losses import takes_head
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute, Muon, OnHost
+from ..specs import Experiment, Muon, OnHost
 from .chunked_loss import ChunkedCrossEntropy, check_head
 from .optim import Engine, Foreign, Keeping, parameter_groups, role
 from .update.host_optimizer import HostOptimizer
@@ -42,7 +42,7 @@ def make_stage(
         drop_part(model, "head")  # a shard of it is on every rank
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
         check_head(part_of(model, "head"), type(experiment.loss).__name__)
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    recompute: Any = layout.policies(experiment)[index]
     stage = Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
     tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []
     for parameter in stage.model.parameters():

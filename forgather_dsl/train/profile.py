@@ -23,7 +23,8 @@ from ..models.init import initialise
 from ..parallel.deferred import WeightGradients
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
-from ..specs import Experiment, FullRecompute
+from ..specs import Experiment
+from ..specs.recompute import policy
 from .repeatable import repeatable
 from .trainer import TRUSTED
 
@@ -80,7 +81,7 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
     with torch.device("meta"):
         model: Any = build(experiment.model)
     model.to(precision.parameters)
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    recompute: Any = policy(experiment.recompute) or "full"
     index = {"first": 0, "middle": 1, "last": 2}[where]
     stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), recompute)
     initialise(model, 0)
