@@ -76,6 +76,8 @@ def _may_change(change: Difference, before: Experiment, experiment: Experiment, 
             change.left not in (None, "None") and float(change.right or 0) >= float(change.left or 0)
         )
         return longer, "only a later stop is free"
+    if head == "update":  # when and where alone change no more than the order of sums does
+        return before.update.clip_rms == experiment.update.clip_rms, "another limit learns something else"
     if head == "init_from":
         return not begun, "a run that has a checkpoint goes on from that, and began with the other"
     if head == "guard" and change.path != "guard.max_skipped":

@@ -95,10 +95,9 @@ def test_a_run_goes_on_with_another_update_as_if_nothing_had_changed(small: Any,
     from forgather_dsl import BF16, AfterBackward, Trainer
 
     ends = []
-    updates = AfterBackward(), OnHost(), InBackward()
-    for number in range(3):
+    for number, updates in enumerate([(AfterBackward(), OnHost()), (InBackward(), AfterBackward())]):
         out = str(tmp_path / f"run{number}")
-        for steps, update in ((2, updates[number]), (4, updates[(number + 1) % 3])):
+        for steps, update in zip((2, 4), updates):
             data = TextFiles(paths=small.Small().data.paths, held_out=0.2)
             experiment = replace(Small(data=data, precision=BF16()), steps=steps, update=update, save_every=1)
             Trainer(experiment, out=out, model=False).fit()
