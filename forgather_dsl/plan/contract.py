@@ -72,6 +72,7 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
         "head_shard": bool(run.layout.schedule.num_shards),
         "memory_gib": {kind: size / GIB for kind, size in memory.kinds().items()},
         "peak_gib": memory.total / GIB,
+        "host_gib": memory.host / GIB,
         "fits": memory.total <= device.memory_bytes,
         "busy_seconds": run.simulation.busy[place],
         "bubble": run.simulation.bubble[place],

@@ -40,7 +40,9 @@ def make_stage(
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
         check_head(part_of(model, "head"), type(experiment.loss).__name__)
     recompute: Any = layout.policies(experiment)[index]
-    return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    offload, tiles = experiment.recompute.offload, experiment.recompute.mlp_tiles
+    where = index, layout.schedule.num_stages, layout.layers[index], device, autocast
+    return Stage(model, *where, recompute, offload, tiles)
 
 
 def make_shard(
