@@ -12,7 +12,7 @@ from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .parallel import Parallel, Pipeline, Single, described, placement
-from .recompute import NoRecompute, Recompute
+from .recompute import NoRecompute, Recompute, untileable
 from .training import (
     AdamW,
     BF16Mixed,
@@ -114,6 +114,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
             )
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
+        other = untileable(self.model) if self.recompute.mlp_tiles > 1 else None
+        if other is not None:
+            yield (
+                "recompute.mlp_tiles",
+                f"{other} is not known to treat each token by itself, as tiles need; leave it out, or if it does say so with "
+                "__token_wise__ = True in the class of its spec",
+            )
         yield from self.__check_stages__()
 
     def __check_batch__(self) -> Any:
