@@ -9,6 +9,7 @@ single layers moved. Nothing random: the same experiment on the same cards gets 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..dsl import replace
@@ -16,7 +17,7 @@ from ..specs import AutoRecompute, Experiment, Pipeline
 from ..specs.experiment import world_size
 from ..specs.recompute import POLICIES
 from . import hardware as machines
-from .hardware import GIB
+from .hardware import GIB, Hardware
 from .model_costs import model_costs
 from .simulate import simulate
 
@@ -25,41 +26,53 @@ if TYPE_CHECKING:
 
 __all__ = ["least_recomputing"]
 
-MOVES = 16  # of single layers, that are tried
+MOVES = 8  # of single layers, that are tried
 
 
 def least_recomputing(experiment: Experiment, lay_out: Callable[[Experiment], Layout]) -> Layout:
     """The layout with a policy for each stage; under full recomputing where nothing fits."""
-    bases = []
+    return _found(experiment, machines.parse(experiment.hardware), lay_out)
+
+
+@lru_cache(maxsize=64)  # a plan asks many times for the same; `auto` hardware is what is here now
+def _found(experiment: Experiment, found: Hardware, lay_out: Callable[[Experiment], Layout]) -> Layout:
+    best: _Tried | None = None
+    bases: list[Layout] = []
     for name in POLICIES:
         base = lay_out(_uniform(experiment, name))
-        if all(base.layers != other.layers or base.schedule != other.schedule for other in bases):
-            bases.append(base)
-    tried = [_chosen(experiment, base) for base in bases]
-    best = min(tried, key=lambda one: one[0])
+        if any(base.layers == other.layers and base.schedule == other.schedule for other in bases):
+            continue
+        bases.append(base)
+        tried = _chosen(experiment, base)
+        best = tried if best is None or tried[0] < best[0] else best
+        if set(tried[1].recompute) == {"none"}:
+            return tried[1]
+    assert best is not None
     parallel = experiment.parallel
     if isinstance(parallel, Pipeline) and parallel.cuts is None and not best[0][0]:
         best = _with_layers_moved(experiment, best)
     return best[1]
 
 
-def _chosen(experiment: Experiment, base: Layout) -> tuple[tuple[int, float], Layout]:
-    """How many ranks do not fit, and the seconds of a step, and the layout with the least policies."""
-    chosen = ["full"] * len(base.layers)
-    fits: list[bool] = []
-    for name in reversed(POLICIES):
-        found = _fits(experiment, base._replace(recompute=(name,) * len(chosen)))
-        fits = fits or found
-        for rank, fit in enumerate(found):
+_Tried = tuple[tuple[int, float], "Layout"]
+"""How many ranks do not fit, and the seconds of a step; the layout."""
+
+
+def _chosen(experiment: Experiment, base: Layout) -> _Tried:
+    """With the least policies that fit."""
+    chosen: dict[int, str] = {}
+    for name in POLICIES:
+        for rank, fit in enumerate(_fits(experiment, base._replace(recompute=(name,) * len(base.layers)))):
             for stage in base.schedule.stages_of(rank) if fit else ():
-                chosen[stage] = name
-    layout = _each_less(experiment, base._replace(recompute=tuple(chosen)))
-    return (fits.count(False), _seconds(experiment, layout)), layout
+                chosen.setdefault(stage, name)
+        if len(chosen) == len(base.layers):
+            break
+    policies = tuple(chosen.get(stage, "full") for stage in range(len(base.layers)))
+    layout = _each_less(experiment, base._replace(recompute=policies))
+    return (len(policies) - len(chosen), _seconds(experiment, layout)), layout
 
 
-def _with_layers_moved(
-    experiment: Experiment, best: tuple[tuple[int, float], Layout]
-) -> tuple[tuple[int, float], Layout]:
+def _with_layers_moved(experiment: Experiment, best: _Tried) -> _Tried:
     """As long as one layer given to a neighbour makes the step shorter."""
     tries, improved = 0, True
     while improved and tries < MOVES:
