@@ -10,7 +10,7 @@ out of its graphs: a compiled backward runs as one. After zero bubble (Qi et al.
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -50,6 +50,8 @@ class WeightGradients:
         self.deferring = False
         self.owed: Owed = deque()
         self.watcher: Watcher | None = None
+        self.add_rows: Callable[..., None] = _accumulate_embedding
+        """What adds the rows of an embedding's gradient: (weight, ids, rows)."""
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
@@ -73,17 +75,22 @@ class WeightGradients:
 
     @staticmethod
     @torch.no_grad()  # as in a backward: else `.grad` would join a graph and keep what it was added from alive
-    def settle(owed: Owed) -> None:
+    def settle(owed: Owed, done: Callable[[nn.Parameter], None] | None = None) -> None:
         """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done.
 
         The latest first, as its tensors may still be in the cache; in the order of the backward where a parameter occurs
-        twice, for the bits of its sum.
+        twice, for the bits of its sum. `done` is called with each parameter that is owed nothing more.
         """
-        take = owed.pop if len({id(arguments[0]) for _, arguments in owed}) == len(owed) else owed.popleft
+        left = Counter(id(arguments[0]) for _, arguments in owed)
+        take = owed.pop if len(left) == len(owed) else owed.popleft
         while owed:
             accumulate, arguments = take()
             accumulate(*arguments)
+            parameter = arguments[0]
             del arguments
+            left[id(parameter)] -= 1
+            if done is not None and not left[id(parameter)]:
+                done(parameter)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -128,7 +135,7 @@ class WeightGradients:
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     """`.grad`, zero at first: adding the first microbatch to zero is the same call as adding the others."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
     return parameter.grad
 
 
@@ -148,7 +155,8 @@ def accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
 
 def _accumulate_embedding(weight: torch.Tensor, ids: torch.Tensor, grad_output: torch.Tensor) -> None:
     """Rows are added one by one; on CUDA their order is fixed only by torch.use_deterministic_algorithms(True)."""
-    _gradient(weight).index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(weight.dtype))
+    gradient = _gradient(weight)
+    gradient.index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(gradient.dtype))
 
 
 class _Linear(Function):
@@ -188,7 +196,7 @@ class _Embedding(Function):
     @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[override]
         if ctx.needs_input_grad[1]:
-            ctx.gradients.add(_accumulate_embedding, ctx.weight, *ctx.saved_tensors, grad_output)
+            ctx.gradients.add(ctx.gradients.add_rows, ctx.weight, *ctx.saved_tensors, grad_output)
         return None, None, None, None
 
 

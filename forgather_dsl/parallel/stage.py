@@ -9,7 +9,7 @@ schedule or recomputing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from forgather_dsl.parallel.offload import Offload
 from forgather_dsl.parallel.recompute import Keeping, Policy
 from forgather_dsl.parallel.tiles import tile_mlp
 
-__all__ = ["Key", "Stage", "path_of"]
+__all__ = ["EMBED", "END", "Key", "Stage", "path_of"]
+
+EMBED, END = -1, 1 << 30  # parts of a stage beside its layers: the embedding; the final norm and the head
 
 Key = tuple[int, int, int]
 """(seed, step, global number of the microbatch): with the layer, what dropout is drawn from."""
@@ -68,6 +70,11 @@ class Stage:
         self.keeping = Keeping(recompute, self.gradients, Offload(device) if offload else None)
         for number in layers if mlp_tiles > 1 else ():
             tile_mlp(model.layers[number], mlp_tiles, self.gradients)
+        self.needed: Callable[[int], None] | None = None
+        """Called with a part (see `parts`) before its forward."""
+        self.passed: Callable[[int], None] | None = None
+        """Called, by a backward of what was run with this set or not, with a part whose gradients are all there."""
+        self.tells = False  # whether forwards prepare for `passed`
         self._positions: tuple[int, Any] | None = None  # a length, and the context of all microbatches of that length
 
     def _cut(self) -> None:
@@ -106,6 +113,21 @@ class Stage:
                 seen.add(id(parameter))
                 yield name, parameter
 
+    def parts(self) -> dict[int, list[tuple[str, nn.Parameter]]]:
+        """Parameters to train by part, in the order of a forward: EMBED, the numbers of layers, END; without a tied weight."""
+        model: Any = self.model
+        names = {id(p): (name, p) for name, p in self.named_parameters() if p.requires_grad}
+        if self.tied and self.first:
+            names.pop(id(part_of(model, "embed").weight), None)
+        modules = [(EMBED, part_of(model, "embed") if self.first else None)]
+        modules += [(number, model.layers[number]) for number in self.layers]
+        modules += [(END, part_of(model, part) if self.last else None) for part in ("norm", "head")]
+        parts: dict[int, list[tuple[str, nn.Parameter]]] = {}
+        for part, module in modules:
+            found = [names.pop(id(p)) for p in (module.parameters() if module else ()) if id(p) in names]
+            parts.setdefault(part, []).extend(found)
+        return parts
+
     def forward(
         self, x: torch.Tensor, documents: torch.Tensor | None, key: Key, headless: bool = False
     ) -> torch.Tensor:
@@ -119,8 +141,16 @@ class Stage:
             x = self._embed(x)
             self.keeping.begin()
             for number in self.layers:
-                x = self._layer(number, x, context, key)
+                x = self._layer(number, self._enter(number, x), context, key)
             return self._head(x, headless)
+
+    def _enter(self, part: int, x: torch.Tensor) -> torch.Tensor:
+        """The input of a part: its gradient is the last thing that the part's backward makes."""
+        if self.needed is not None:
+            self.needed(part)
+        if self.tells and x.requires_grad:
+            x.register_hook(lambda _: self.passed and self.passed(part))
+        return x
 
     def _context(self, length: int, documents: torch.Tensor | None) -> Any:
         """One for all microbatches where none has documents of its own: each would keep its tables and masks until B."""
@@ -139,15 +169,16 @@ class Stage:
             context = self.model.context(x.shape[1], offset, None, self.device)
             x = self._embed(x)
             for number in self.layers:
-                x = self.model.layers[number](x, context, cache).to(self.dtype)
+                x = self.model.layers[number](self._enter(number, x), context, cache).to(self.dtype)
             return self._head(x[:, -1:] if self.last else x)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        return part_of(self.model, "embed")(x).to(self.dtype) if self.first else x
+        return part_of(self.model, "embed")(self._enter(EMBED, x)).to(self.dtype) if self.first else x
 
     def _head(self, x: torch.Tensor, headless: bool = False) -> torch.Tensor:
         if not self.last:
             return x
+        x = self._enter(END, x)
         x, head = part_of(self.model, "norm")(x), part_of(self.model, "head")
         return x.to(self.dtype) if headless or head is None else head(x)
 

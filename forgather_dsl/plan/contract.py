@@ -8,6 +8,7 @@ from ..specs import Experiment, Pipeline
 from . import hardware as machines
 from .advice import written
 from .hardware import GIB
+from .host_costs import CARD_TO_HOST, HOST_RATE
 from .memory import State
 from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link
 from .planner import Plan, Row, Run
@@ -113,6 +114,8 @@ def _assumptions(found: Plan) -> dict[str, Any]:
         "latency_microseconds": latency * 1e6,
         "bytes_per_activation": state.number_bytes,
     }
+    if state.on_host:
+        told |= {"card_to_host_gb_per_second": CARD_TO_HOST / 1e9, "host_memory_gb_per_second": HOST_RATE / 1e9}
     if found.profile is not None:
         told["seconds_measured_on"] = found.profile.device
     return told

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment
-from ..specs.experiment import num_shards
+from ..specs import ChunkedCrossEntropy, Experiment, InBackward
+from ..specs.experiment import num_microbatches, num_shards
 from .kept import WINDOW, LayerCost
+from .masks import Masks
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -58,12 +59,20 @@ class StageCost(NamedTuple):
         kept = Held(activations=message, loss=tokens * state.number_bytes * rows)  # F takes it, W gives it back as owed
         lasting = Held(weights=state.casts(part))
         wide = Held(activations=message, loss=tokens * 4 * rows if state.number_bytes < 4 else 0)
-        product = Held(activations=2 * part.matrices if state.mixed else 0)
-        gradients = Held(gradients=state.weight_bytes * part.parameters)
+        product = Held(activations=2 * part.matrices if state.apart else 0)
+        gradients = Held(gradients=state.gradient_bytes * part.parameters)
+        if passes(experiment, state):
+            freed = gradients.plus(product).plus(Held(gradients=state.update([(part, False)])))
+            return cls(kept, kept, lasting, Held(), lasting.plus(kept).plus(wide), Held(), Held(), freed, Held(), freed)
         return cls(
             kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
             backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
         )  # fmt: skip
+
+
+def passes(experiment: Experiment, state: State) -> bool:
+    """Whether every backward frees its gradients: they leave for the host, or the one microbatch of a step updates."""
+    return state.leaving or (isinstance(experiment.update, InBackward) and num_microbatches(experiment) == 1)
 
 
 class _Walk:
@@ -81,7 +90,12 @@ class _Walk:
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
         loss = experiment.loss
         self.chunk = min(loss.chunk, self.tokens) if isinstance(loss, ChunkedCrossEntropy) and self.last else 0
+        self.passing = passes(experiment, state)
+        self.before = Held()  # of the part that arrived last: on its way to the host
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
+        self.masks = Masks.of(experiment, ranges[stage], state.number_bytes)
+        if experiment.isolate_documents:  # each microbatch has a context of its own, tables and all
+            self.masks, self.tables = self.masks._replace(kept=self.masks.kept + self.tables), 0
         self.now = self.most = Held()
 
     def add(self, held: Held, times: int = 1) -> None:
@@ -108,22 +122,45 @@ class _Walk:
 
     def gradient_of(self, part: PartSize) -> Held:
         """What the first backward makes for a part's weights."""
-        return Held(gradients=self.state.weight_bytes * part.parameters)
+        if part is self.size.embedding and self.state.leaving and not self.size.tied:
+            return Held()  # its rows go to the host as they are
+        if not self.size.tied or not (part is self.size.embedding or part is self.end):
+            return Held(gradients=self.state.gradient_bytes * part.parameters)
+        norm = self.size.final_norm.parameters if part is self.end else 0
+        return Held(
+            gradients=self.state.tied_gradient_bytes * (part.parameters - norm) + self.state.gradient_bytes * norm
+        )
 
-    def embedded(self) -> Held:
-        """Rows of the embedding, or their gradients, in the format of its weight: as they are read or added."""
-        return Held(activations=self.tokens * self.state.weight_bytes * self.size.dim)
+    def stays(self, part: PartSize) -> bool:
+        """Whether a part's gradient is alive to the end of the step: a tied weight's two meet there."""
+        return not self.passing or (self.size.tied and (part is self.size.embedding or part is self.end))
+
+    def passed(self, part: PartSize, in_layer: bool) -> None:
+        """All gradients of a part are there: it is updated and they go, or they are on their way while the next ones come."""
+        if self.stays(part):
+            return
+        if self.state.leaving:
+            self.add(self.before, -1)
+            self.before = self.gradient_of(part)
+            return
+        self.touch(Held(gradients=self.state.update([(part, in_layer)])))
+        self.add(self.gradient_of(part), -1)
+
+    def embedded(self, backward: bool = False) -> Held:
+        """Rows of the embedding as they are read, or their gradients as they are added, in the format of either."""
+        each = self.state.gradient_bytes if backward else self.state.weight_bytes
+        return Held(activations=self.tokens * each * self.size.dim)
 
     def product(self, part: PartSize) -> Held:
         """A weight's gradient in bfloat16, on its way into the fp32 sum; one format for both needs no such step."""
-        return Held(activations=2 * part.largest if self.state.mixed else 0)
+        return Held(activations=2 * part.largest if self.state.apart else 0)
 
     def cost(self) -> StageCost:
         """All of it."""
         layers = [layer.size for layer in self.layers]
         parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
-        travelling = self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0))
-        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables).plus(travelling)
+        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
+        copies = copies.plus(self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0)))
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
         backward, inputs, first = (self.backward(*how) for how in ((False, False), (True, False), (False, True)))
@@ -131,18 +168,19 @@ class _Walk:
         for _, held in self.owed():
             owed = owed.plus(held)
         weights, first_weights = self.weights(first=False), self.weights(first=True)
-        gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts))
-        early = self.gradient_of(self.size.head) if self.chunk else Held()
+        gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts if self.stays(part)))
+        early = self.gradient_of(self.size.head) if self.chunk and self.stays(self.end) else Held()
         host = self.numbers(sum(layer.host for layer in self.layers))
-        return StageCost(
-            kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights, early, host
-        )
+        most = forward, backward, inputs, weights, first, first_weights
+        return StageCost(kept, owed, copies, gradients, *most, early, host)
 
     def forward(self, copies: Held) -> Held:
         """F, from the stage's input to its output or loss; `now` ends with what stays."""
         dim, wide = self.size.dim, int(self.state.number_bytes == 2)
         self.restart()
         self.add(copies)
+        self.add(Held(activations=self.masks.kept))
+        self.touch(Held(activations=self.masks.making))
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:
@@ -174,10 +212,12 @@ class _Walk:
         """W, which lets go of each part's tensors as it is done with them."""
         self.restart()
         for part, owed in self.owed():
-            if first:
+            if first or not self.stays(part):
                 self.add(self.gradient_of(part))
-            self.touch(self.product(part) if part.flops else self.embedded())
+            self.touch(self.product(part) if part.flops else self.embedded(backward=True))
             self.add(owed, -1)
+            self.passed(part, in_layer=any(part is layer.size for layer in self.layers))
+        self.before = Held()
         return self.most
 
     def backward(self, deferring: bool, first: bool) -> Held:
@@ -189,31 +229,36 @@ class _Walk:
         for number, layer in enumerate(reversed(self.layers)):
             if number == 1 and not self.last and not deferring:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
-            if number == len(self.layers) - 1:
-                self.add(self.numbers(layer.host), -1)  # nothing comes back beside it
+            self.add(
+                self.numbers(layer.host), -(number == len(self.layers) - 1)
+            )  # nothing comes back beside the last one
             self.layer_backward(layer, deferring, first)
             if deferring:
                 self.add(self.numbers(layer.size.owed))
-        if self.first and first:
+        if self.first and (first or not self.stays(self.size.embedding)):
             self.add(self.gradient_of(self.size.embedding))
         if self.first:
-            self.touch(self.embedded())
+            self.touch(self.embedded(backward=True))
+        if self.first and not deferring:
+            self.passed(self.size.embedding, in_layer=False)
+        self.before = Held()
         return self.most
 
     def layer_backward(self, layer: LayerCost, deferring: bool, first: bool) -> None:
         """At the most where the MLP is; by then the first B has made the gradient of its last matrix, of the others later."""
-        one = Held(gradients=self.state.weight_bytes * layer.size.largest)
+        first = first or (self.passing and not deferring)
+        one = Held(gradients=self.state.gradient_bytes * layer.size.largest)
         if first:
             self.add(one)
         for numbers, fp32 in layer.inputs if deferring else layer.backward:
             self.touch(self.numbers(numbers, fp32))
         if not deferring:
             self.touch(self.product(layer.size))
-        change = self.numbers(*layer.kept)
-        self.add(change, -1)
+        self.add(self.numbers(*layer.kept), -1)
         if first:
-            self.add(self.gradient_of(layer.size))
-            self.add(one, -1)
+            self.add(self.gradient_of(layer.size).plus(one, -1))
+        if not deferring:
+            self.passed(layer.size, in_layer=True)
 
     def tail(self, deferring: bool, first: bool) -> None:
         """The loss, the head and the final norm."""
@@ -223,13 +268,15 @@ class _Walk:
             self.add(self.numbers(-tail.kept, -tail.kept_fp32))
             return
         if self.chunk:
-            self.chunks(first and not deferring)
+            self.chunks((first or not self.stays(tail)) and not deferring)
             self.touch(self.numbers(self.size.dim))
             self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
+            if not deferring:
+                self.passed(tail, in_layer=False)
             return
         self.touch(self.logits(2))  # of the log-softmax, and of the logits
         self.add(self.logits(1), -1)
-        if first and not deferring:
+        if (first or not self.stays(tail)) and not deferring:
             self.add(self.gradient_of(tail))
         if not deferring:
             self.touch(self.logits(0, 1).plus(self.product(tail)))
@@ -237,6 +284,8 @@ class _Walk:
         self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
         if deferring:
             self.add(self.logits(0, 1).plus(self.numbers(self.size.dim)))
+        else:
+            self.passed(tail, in_layer=False)
 
     def chunks(self, first: bool) -> None:
         """The loss and the head's gradients, a chunk of tokens after the other; in fp32 a few rows of logits and of two

@@ -11,19 +11,19 @@ from .data import ChatSource, Source, Stdlib, Tokenizer, TrainedBPE
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
+from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
 from .recompute import NoRecompute, Recompute, untileable
 from .training import (
-    AdamW,
+    BF16,
     BF16Mixed,
     CrossEntropy,
     Loss,
     LRSchedule,
-    Muon,
-    Optimizer,
     Precision,
     WarmupCosine,
 )
+from .update import AfterBackward, Update
 from .validators import at_least, positive
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 MOST_MICROBATCHES = 16_384
+OWN_OPTIMIZERS = "forgather_dsl.train.optim."
 
 
 def _whole_batch(self: Experiment) -> int:
@@ -80,6 +81,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     deterministic: bool = True  # the same bits from every run on a GPU too; attention's backward is slower for it
     hardware: str = "auto"  # "4x24GB", "24GB+12GB", or what is here
     parallel: Parallel = Single()
+    update: Update = AfterBackward()  # when and where the optimizer steps
     recompute: Recompute = NoRecompute()
     loss: Loss = CrossEntropy()
     log_every: int = attrs.field(default=10, validator=at_least(1))  # steps, as the next three
@@ -121,7 +123,15 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 f"{other} is not known to treat each token by itself, as tiles need; leave it out, or if it does say so with "
                 "__token_wise__ = True in the class of its spec",
             )
+        rounding = self.precision.rounding if isinstance(self.precision, BF16) else "exact"
+        if rounding != "exact" and not str(type(self.optimizer).__target__).startswith(OWN_OPTIMIZERS):
+            yield (
+                "precision.rounding",
+                f"{rounding} is done by the optimizers of this package, and {type(self.optimizer).__name__} is not one of "
+                "them; leave it out: exact masters go with every optimizer",
+            )
         yield from self.__check_stages__()
+        yield from self.update.__refused__(self)
 
     def __check_batch__(self) -> Any:
         replicas = num_replicas(self)
@@ -181,11 +191,11 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         if type(self.loss).__target__ != CrossEntropy.__target__:
             name = type(self.loss).__name__
             yield f"the shards compute cross entropy themselves, not {name}; leave it out, or write loss=CrossEntropy()"
-        if type(self.optimizer).__target__ not in (AdamW.__target__, Muon.__target__):
+        if type(self.optimizer).__target__ not in [kind.__target__ for kind in (AdamW, Lion, Muon, SGD)]:
             name = type(self.optimizer).__name__
             yield (
                 f"{name} is not known to treat every number of the head by itself, so shards would not learn what the "
-                "whole learns; leave it out, or write optimizer=AdamW() or Muon()"
+                "whole learns; leave it out, or write optimizer=AdamW(), Lion(), Muon() or SGD()"
             )
 
 

@@ -10,7 +10,6 @@ from .agreement import Agreed
 from .batches import tensors
 from .checkpoint import Saved
 from .evaluate import evaluate, write_sample
-from .gradients import clip
 from .memory_report import doing
 from .report import Reporter
 from .session import Session
@@ -54,17 +53,14 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
     tokens, targets, documents = tensors(batch)
     with doing(f"in training step {session.step + 1}"):
+        session.update.begin()
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
         sum_gradients(session.parameters, session.mesh)
-    agreed = session.ranks.agree(session.gradients(), session.said(loss, *request.poll()))
+    agreed = session.ranks.agree(session.update.squares(), session.said(loss, *request.poll()))
     PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory
-    if agreed.finite:
-        with doing(f"updating the weights in step {session.step + 1}"):
-            clip(list(session.parameters.values()), agreed.grad_norm, session.experiment.clip_norm)
-            session.update()
-    for parameter in session.parameters.values():
-        parameter.grad = None
+    with doing(f"updating the weights in step {session.step + 1}"):
+        session.update.end(agreed)
     session.step, session.tokens = session.step + 1, session.tokens + valid
     done = progress(session, agreed.seconds)
     report.step(agreed, valid, lr, done)
@@ -95,6 +91,7 @@ def progress(session: Session, seconds: float, ahead: int = 0) -> float:
 def set_learning_rate(session: Session, at: float) -> float:
     """Scale every group's peak; returns the first group's."""
     factor = session.lr_schedule(at)
+    session.lost.watch(factor)
     for group in session.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return session.optimizer.param_groups[0]["lr"]
@@ -103,6 +100,7 @@ def set_learning_rate(session: Session, at: float) -> float:
 def at_intervals(session: Session, report: Reporter) -> None:
     """What is due after this step, the last one apart."""
     e = session.experiment
+    session.lost.tell()
     if e.eval_every and session.step % e.eval_every == 0 and session.held_out is not None:
         _evaluate(session, report)
     if e.sample_every and session.step % e.sample_every == 0 and e.sampling is not None:
@@ -123,6 +121,7 @@ def stop_or_save(session: Session, request: StopRequest, stop: bool, save: bool)
 
 def finish(session: Session, report: Reporter) -> None:
     """The end of a run: evaluation, a sample, the last checkpoint."""
+    session.lost.tell()
     if session.held_out is not None:
         _evaluate(session, report)
     if session.experiment.sampling is not None:
