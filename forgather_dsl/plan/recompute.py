@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..dsl import replace
 from ..specs import AutoRecompute, Experiment, Pipeline
@@ -35,7 +35,7 @@ def least_recomputing(experiment: Experiment, lay_out: Callable[[Experiment], La
 
 
 @lru_cache(maxsize=64)  # a plan asks many times for the same; `auto` hardware is what is here now
-def _found(experiment: Experiment, found: Hardware, lay_out: Callable[[Experiment], Layout]) -> Layout:
+def _found(experiment: Any, found: Hardware, lay_out: Callable[[Experiment], Layout]) -> Layout:
     best: _Tried | None = None
     bases: list[Layout] = []
     for name in POLICIES:
