@@ -13,7 +13,7 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
-from .recompute import NoRecompute, Recompute
+from .recompute import NoRecompute, Recompute, untileable
 from .training import (
     BF16,
     BF16Mixed,
@@ -116,6 +116,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
             )
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
+        other = untileable(self.model) if self.recompute.mlp_tiles > 1 else None
+        if other is not None:
+            yield (
+                "recompute.mlp_tiles",
+                f"{other} is not known to treat each token by itself, as tiles need; leave it out, or if it does say so with "
+                "__token_wise__ = True in the class of its spec",
+            )
         rounding = self.precision.rounding if isinstance(self.precision, BF16) else "exact"
         if rounding != "exact" and not str(type(self.optimizer).__target__).startswith(OWN_OPTIMIZERS):
             yield (

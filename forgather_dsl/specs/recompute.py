@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from ..dsl import Lazy
+from .validators import at_least
 
 __all__ = [
     "POLICIES",
@@ -15,11 +18,17 @@ __all__ = [
     "NormsAndActivation",
     "Recompute",
     "policy",
+    "untileable",
 ]
 
 
 class Recompute(Lazy[Any], abstract=True):
     """Which activations a stage computes again in the backward pass instead of keeping them. Results are the same bits."""
+
+    offload: bool = False  # what is kept waits in pinned memory of the host; the device holds that of two layers
+    mlp_tiles: int = attrs.field(
+        default=1, validator=at_least(1)
+    )  # of the tokens, which the MLP takes one after the other
 
 
 class NoRecompute(Recompute):
@@ -41,7 +50,13 @@ class FullRecompute(Recompute):
 
 
 class AutoRecompute(Recompute):
-    """On each stage the one of the four that recomputes least and fits the memory of its card."""
+    """On each stage the one of the four that recomputes least and fits the memory of its card; layers are split to go with
+    that.
+    """
+
+    leave_gib: float = attrs.field(
+        default=2.5, validator=attrs.validators.ge(0.0)
+    )  # of each card, not planned to be used
 
 
 POLICIES: dict[str, type[Recompute]] = {
@@ -56,3 +71,17 @@ POLICIES: dict[str, type[Recompute]] = {
 def policy(recompute: Recompute) -> str | None:
     """The name of what every stage does; None where the planner chooses."""
     return next((name for name, spec in POLICIES.items() if isinstance(recompute, spec)), None)
+
+
+def untileable(model: Any) -> str | None:
+    """The class of an MLP that is not known to treat each token by itself, so that it cannot run in tiles. Ours are; others
+    say so by `__token_wise__ = True` in their spec's class.
+    """
+    part = getattr(model, "mlp", None)
+    choose = getattr(type(part), "__choose__", None)  # Cycle: another part in each layer
+    parts = [part] if choose is None else [choose(part, {"layer_index": i}) for i in range(model.num_layers)]
+    for one in parts:
+        ours = str(getattr(type(one), "__target__", "")).startswith("forgather_dsl.models.mlp.")
+        if not ours and not getattr(type(one), "__token_wise__", False):
+            return type(model if part is None else one).__name__
+    return None
