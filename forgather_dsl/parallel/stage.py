@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
+from forgather_dsl.parallel.compiled import compiled_layer, run_layer
 from forgather_dsl.parallel.deferred import defer
 
 __all__ = ["Key", "Stage", "path_of"]
@@ -62,6 +63,7 @@ class Stage:
         self._cut()
         self._materialise()
         self.gradients = defer(model)
+        self._run_layer = run_layer
         self._positions: tuple[int, Any] | None = None  # a length, and the context of all microbatches of that length
 
     def _cut(self) -> None:
@@ -91,6 +93,15 @@ class Stage:
         first, last = self.layers[0], self.layers[-1]
         layers = f"layers {first} to {last}" if len(self.layers) > 1 else f"layer {first}"
         return f"stage {self.index} of {self.num_stages} ({layers})"
+
+    def compile(self) -> None:
+        """From here on layers run compiled where gradients are taken. Evaluation runs them as written: its shapes differ."""
+        compiled = compiled_layer()
+
+        def run(layer: Any, x: torch.Tensor, context: Any) -> torch.Tensor:
+            return (compiled if torch.is_grad_enabled() else run_layer)(layer, x, context)
+
+        self._run_layer = run
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters to train, each once, under its full name; a tied head's weight is the embedding's to train."""
@@ -151,7 +162,7 @@ class Stage:
         def run(x: torch.Tensor) -> torch.Tensor:
             if drops:
                 _reseed(self.device, (*key, number))
-            return layer(x, context, None).to(self.dtype)
+            return self._run_layer(layer, x, context).to(self.dtype)
 
         if self.recompute == "none" or not torch.is_grad_enabled():
             return run(x)

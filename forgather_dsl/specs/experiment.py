@@ -77,6 +77,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     parallel: Parallel = Single()
     recompute: Recompute = NoRecompute()
     loss: Loss = CrossEntropy()
+    compile: bool = False  # what lies between a layer's products by torch.compile; the first step then takes minutes
     log_every: int = attrs.field(default=10, validator=at_least(1))  # steps, as the next three
     eval_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: at the end
     save_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: at the end

@@ -20,6 +20,7 @@ import torch
 from ..data.loader import IGNORED
 from ..dsl import build, from_dict
 from ..models.init import initialise
+from ..parallel.compiled import require_compiler
 from ..parallel.deferred import WeightGradients
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
@@ -84,6 +85,9 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
     index = {"first": 0, "middle": 1, "last": 2}[where]
     stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), recompute)
     initialise(model, 0)
+    if experiment.compile:
+        require_compiler(device)
+        stage.compile()
     rows = (experiment.microbatch_size, experiment.seq_len)
     ids = torch.zeros(rows, dtype=torch.int64, device=device).random_(experiment.model.vocab_size)
     loss_fn = build(experiment.loss)

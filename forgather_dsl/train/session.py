@@ -19,6 +19,7 @@ from ..data.loader import Loader
 from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
 from ..models.init import initialise
+from ..parallel.compiled import require_compiler
 from ..parallel.failures import PeerLost
 from ..parallel.group import Mesh, World, join, leave, make_mesh
 from ..parallel.interpreter import Pipeline
@@ -170,9 +171,13 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) 
     """This rank's stages of the model, initialised, and the interpreter of its schedule."""
     autocast = build(experiment.precision).autocast(world.device)
     stages: list[Stage | HeadShard] = []
+    if experiment.compile:
+        require_compiler(world.device)
     for index in layout.schedule.stages_of(mesh.place):
         stage = make_stage(experiment, make_model(experiment), layout, index, world.device, autocast)
         initialise(stage.model, experiment.seed)
+        if experiment.compile:
+            stage.compile()
         stages.append(stage)
     for index in layout.schedule.shards[mesh.place : mesh.place + 1]:
         shard = make_shard(experiment, layout, index, world.device, autocast)
