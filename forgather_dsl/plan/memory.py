@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import BF16, AdamW, BF16Mixed, Experiment, Muon
+from ..specs import BF16, FP8, AdamW, BF16Mixed, Experiment, Muon
 from .sizes import PartSize
 
 __all__ = ["Held", "State"]
@@ -19,6 +19,7 @@ class State:
 
     def __init__(self, experiment: Experiment, on_gpu: bool) -> None:
         self.narrow = isinstance(experiment.precision, BF16)  # weights and gradients of two bytes over fp32 masters
+        self.float8 = isinstance(experiment.precision, FP8)  # factors of products in layers
         self.mixed = on_gpu and isinstance(experiment.precision, BF16Mixed)
         self.on_gpu = on_gpu
         self.number_bytes = 2 if self.mixed or self.narrow else 4  # of an activation

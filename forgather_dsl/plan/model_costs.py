@@ -143,10 +143,30 @@ def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, aga
     products, attention = 2 * layer.matrices * tokens, (layer.flops - 2 * layer.matrices) * tokens
     kept = tokens * (state.number_bytes * layer.kept + 4 * layer.kept_fp32)
     gradients = tokens * state.number_bytes * layer.transient
+    if state.float8:
+        products *= 1.0 if speed.fp8 is None else speed.flops / speed.fp8
     forward = _computed(F=products + attention, speed=speed) + _moved(F=2 * kept, speed=speed)
     backward = _computed(I=products + 2 * attention, W=products, speed=speed)
     backward += _moved(I=kept + 2 * gradients, W=_accumulated(layer, state), speed=speed)
+    if state.float8:
+        rounded = _rounded(layer, tokens, speed)
+        forward, backward = (
+            forward + rounded._replace(input_grad=0.0, weight_grad=0.0),
+            backward + rounded._replace(forward=0.0),
+        )
     return forward + backward + Seconds(input_grad=forward.forward if again else 0.0)
+
+
+def _rounded(layer: PartSize, tokens: int, speed: Speed) -> Seconds:
+    """Passes over factors on their way to float8: their largest number, scaled, rounded, and copied where columns must lie
+    together; half of what is owed to W are inputs. And the weight gradient, added in a pass of its own."""
+    factors = tokens * layer.owed
+    return _moved(
+        F=4.5 * factors + 7 * layer.matrices,
+        I=4.5 * factors + 9 * layer.matrices,
+        W=9 * factors + 8 * layer.matrices,
+        speed=speed,
+    )
 
 
 def _head_seconds(experiment: Experiment, size: ModelSize, state: State, speed: Speed) -> Seconds:

@@ -118,7 +118,17 @@ class _Walk:
 
     def product(self, part: PartSize) -> Held:
         """A weight's gradient in bfloat16, on its way into the fp32 sum; one format for both needs no such step."""
-        return Held(activations=2 * part.largest if self.state.mixed else 0)
+        apart = self.state.mixed or (self.state.float8 and part.short_side)  # the head's product is not in float8
+        return Held(activations=2 * part.largest if apart else 0)
+
+    def factors(self, layer: PartSize, kind: str) -> Held:
+        """Of the largest product in float8 in an action: its input, its weight, scaled in bfloat16 first; or both factors of
+        the weight's gradient and that in bfloat16."""
+        if not self.state.float8:
+            return Held()
+        wide = self.tokens * (layer.largest // self.size.dim)
+        scaled, gradient = 3 * layer.largest, 2 * layer.largest + wide + self.tokens * self.size.dim
+        return Held(activations={"F": scaled + wide, "I": scaled, "W": gradient, "B": max(scaled, gradient)}[kind])
 
     def cost(self) -> StageCost:
         """All of it."""
@@ -145,7 +155,9 @@ class _Walk:
         for layer in self.layers:
             if self.again:
                 self.touch(self.numbers(dim + layer.forward))
+                self.touch(self.numbers(2 * dim + layer.largest // dim).plus(self.factors(layer, "F")))
             self.add(self.kept(layer))
+            self.touch(self.factors(layer, "F"))
             self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
         if not self.last:
             self.add(self.numbers(dim))
@@ -174,7 +186,8 @@ class _Walk:
         for part, owed in self.owed():
             if first:
                 self.add(self.gradient_of(part))
-            self.touch(self.product(part) if part.flops else self.embedded())
+            factors = self.factors(part, "W") if part.short_side else Held()
+            self.touch(max(self.product(part), factors, key=sum) if part.flops else self.embedded())
             self.add(owed, -1)
         return self.most
 
@@ -189,6 +202,7 @@ class _Walk:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
             if self.again:
                 self.add(self.numbers(layer.kept - self.size.dim, layer.kept_fp32))
+                self.touch(self.factors(layer, "F"))
             self.layer_backward(layer, deferring, first)
             if deferring:
                 self.add(self.numbers(layer.owed))
@@ -204,6 +218,7 @@ class _Walk:
         if first:
             self.add(one)
         self.touch(self.numbers(layer.deferred if deferring else layer.backward))
+        self.touch(self.factors(layer, "I" if deferring else "B"))
         if not deferring:
             self.touch(self.product(layer))
         change = self.numbers(-layer.kept, -layer.kept_fp32)

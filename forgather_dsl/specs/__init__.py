@@ -57,6 +57,7 @@ from .parallel import (
 )
 from .training import (
     BF16,
+    FP8,
     FP32,
     AdamW,
     BF16Mixed,
@@ -77,6 +78,7 @@ from .training import (
 
 __all__ = [
     "BF16",
+    "FP8",
     "FP32",
     "GELUMLP",
     "HF",

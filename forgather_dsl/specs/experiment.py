@@ -13,6 +13,7 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .parallel import Parallel, Pipeline, Single, described, placement
 from .training import (
+    FP8,
     AdamW,
     BF16Mixed,
     CrossEntropy,
@@ -107,6 +108,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 "model.vocab_size",
                 f"{self.model.vocab_size} is smaller than the tokenizer's {self.tokenizer.vocab_size}; "
                 f"write vocab_size={self.tokenizer.vocab_size}, or patch(Llama, ...) to keep what the base passes down",
+            )
+        rows = self.seq_len * self.microbatch_size
+        if isinstance(self.precision, FP8) and rows % 16:
+            yield (
+                "precision",
+                f"FP8() adds over the tokens of a microbatch, 16 at a time, and it has {rows}; write a seq_len that is a "
+                "multiple of 16, or precision=BF16()",
             )
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"

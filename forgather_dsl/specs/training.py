@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import attrs
 
@@ -88,6 +88,16 @@ class BF16(Precision["forgather_dsl.train.precision.BF16"]):
     """Weights, gradients and activations in bfloat16, and exact fp32 masters: the 16 bits that a weight lacks are kept
     beside the optimizer's state, so that small updates are not lost (https://arxiv.org/abs/2512.15306).
     """
+
+
+class FP8(BF16):
+    """As `BF16`, but products in layers have float8 factors, e4m3 forward and e5m2 for gradients, scaled tensor by tensor;
+    embedding, head and norms stay bfloat16. Takes compute capability 8.9 or more (arXiv 2209.05433).
+    """
+
+    __target__: ClassVar[Any] = "forgather_dsl.train.precision.FP8"
+
+    emulate: bool = False  # on a CPU, slowly: the same rounding, for tests
 
 
 class Loss(Lazy[T], abstract=True):

@@ -12,11 +12,12 @@ import torch
 from ..dsl import build
 from ..errors import UserError
 from ..models.parts import drop_part, part_of
+from ..parallel.float8 import to_float8
 from ..parallel.losses import takes_head
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, FullRecompute, Muon
+from ..specs import FP8, Experiment, FullRecompute, Muon
 from .chunked_loss import ChunkedCrossEntropy, check_head
 from .master import ExactMaster
 from .optimizers import parameter_groups, role
@@ -40,7 +41,10 @@ def make_stage(
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
         check_head(part_of(model, "head"), type(experiment.loss).__name__)
     recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
-    return Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    stage = Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    if isinstance(experiment.precision, FP8):
+        to_float8(stage.model.layers)
+    return stage
 
 
 def make_shard(

@@ -22,9 +22,10 @@ from ..dsl import build, from_dict
 from ..models.init import initialise
 from ..parallel.compiled import require_compiler
 from ..parallel.deferred import WeightGradients
+from ..parallel.float8 import require_float8, to_float8
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
-from ..specs import Experiment, FullRecompute
+from ..specs import FP8, Experiment, FullRecompute
 from .repeatable import repeatable
 from .trainer import TRUSTED
 
@@ -85,6 +86,9 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
     index = {"first": 0, "middle": 1, "last": 2}[where]
     stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), recompute)
     initialise(model, 0)
+    if isinstance(experiment.precision, FP8):
+        require_float8(device, experiment.precision.emulate)
+        to_float8(model.layers)
     if experiment.compile:
         require_compiler(device)
         stage.compile()

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from forgather_dsl import (
     BF16,
+    FP8,
     FP32,
     AdamW,
     Auto,
@@ -25,6 +26,7 @@ from forgather_dsl import (
     Pipeline,
     RMSNorm,
     SlidingWindow,
+    ZeroBubbleH1,
     patch,
 )
 from forgather_dsl.dsl import replace
@@ -156,6 +158,8 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"precision": FP32()},
         {"model": replace(Narrow().model, num_kv_heads=1, attention=GroupedQueryAttention(qk_norm=RMSNorm()))},
         {"parallel": Pipeline(stages=2), "model": replace(Narrow().model, tie_embeddings=True)},
+        {"precision": FP8()},
+        {"precision": FP8(), "recompute": FullRecompute(), "parallel": Pipeline(stages=2, schedule=ZeroBubbleH1())},
         {"loss": ChunkedCrossEntropy(chunk=128), "precision": BF16()},
         {"loss": ChunkedCrossEntropy(chunk=512), "precision": BF16(), "recompute": FullRecompute()},
         {"loss": ChunkedCrossEntropy(chunk=200), "model": replace(Narrow().model, vocab_size=40_000, num_layers=2)},
