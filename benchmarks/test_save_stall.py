@@ -32,7 +32,7 @@ from forgather_dsl.plan.schedules import accumulate  # noqa: E402
 from forgather_dsl.train.checkpoint import Contents, Saver  # noqa: E402
 from forgather_dsl.train.checkpoint.snapshot import source  # noqa: E402
 from forgather_dsl.train.loss import CrossEntropy  # noqa: E402
-from forgather_dsl.train.optimizers import named_states, parameter_groups  # noqa: E402
+from forgather_dsl.train.optim import parameter_groups  # noqa: E402
 
 INTERVAL = 10  # steps
 VOCAB, SEQ = 11_000, 256
@@ -84,7 +84,7 @@ class _Training:
 
     def contents(self, step: int) -> Contents:
         sources = [source(f"weights/{name}", parameter) for name, parameter in self.parameters.items()]
-        for name, _, state in named_states(self.optimizer):
+        for name, _, state in self.optimizer.named_states():
             sources += [source(f"optimizer/{name}/{key}", tensor) for key, tensor in state.items()]
         return Contents(step, sources)
 

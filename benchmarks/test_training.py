@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forgather_dsl.train.optimizers import MuonFP32
 
 from forgather_dsl import Experiment, Llama, patch
 from forgather_dsl.dsl import build
@@ -18,7 +19,6 @@ from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import accumulate
 from forgather_dsl.train.loss import CrossEntropy
-from forgather_dsl.train.optimizers import MuonFP32
 
 MICROBATCHES = 4
 

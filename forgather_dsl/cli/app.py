@@ -239,6 +239,9 @@ def generate(
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token")] = 0.7,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="0: all tokens")] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="the prompt is a user's message, written by the run's template")
+    ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="import the user's own code that the run names")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -249,7 +252,7 @@ def generate(
         from ..runs.run import Run
 
         options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k or None, "seed": seed}
-        text = Run(run).generate(prompt, **options, trust=trust)
+        text = Run(run).generate(prompt, **options, chat=chat, trust=trust)
         print_json({"text": text}) if json else say(text)
 
     _end(work, debug)

@@ -47,7 +47,8 @@ def ranks_of(found: Any) -> list[dict[str, Any]]:
     """Per rank: its stages (layers, and whether embedding and head are there) and its actions. Empty for a component."""
     if not is_root(type(found)):
         return []
-    schedule, layers, _ = lay_out(found)
+    layout = lay_out(found)
+    schedule, layers = layout.schedule, layout.layers
     ranks = []
     for rank, place in enumerate(list(range(schedule.num_ranks)) * num_replicas(found)):
         stages = [

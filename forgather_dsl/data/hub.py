@@ -38,7 +38,7 @@ class HF(Source):
         *,
         path: str,
         name: str | None,
-        field: str,
+        field: str | None,  # None: whole rows are read, with `rows`
         subset_split: str,
         streaming: bool,
         split: str,
@@ -60,6 +60,7 @@ class HF(Source):
 
     def all_documents(self) -> Iterator[Document]:
         """One document a row; a null is none. Raises: UserError: no such dataset, split or field, or not text."""
+        assert self.field is not None
         dataset = self.load()
         columns = dataset.column_names  # None: a stream that does not know yet
         if columns is not None:
@@ -74,6 +75,13 @@ class HF(Source):
                 text = text_of({self.field: value}, self.field, str(self))
                 if text:
                     yield in_memory(text)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Whole rows. Raises: UserError: no such dataset or split."""
+        for batch in self.load().iter(ROWS):
+            columns = cast("dict[str, list]", batch)
+            for values in zip(*columns.values()):
+                yield dict(zip(columns, values))
 
     def load(self) -> datasets.Dataset | datasets.IterableDataset:
         """Open the dataset. Raises: UserError: it is not there, or has no such configuration or split."""
@@ -134,7 +142,7 @@ class HF(Source):
             fields = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))["features"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"HF: {folder}: damaged, save it again: {type(error).__name__}: {error}") from error
-        if self.field not in fields:
+        if self.field is not None and self.field not in fields:
             raise UserError(no_such_field(self.field, fields, f"HF: {folder}"))
 
     def identity(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class JsonLines(Records):
     def all_documents(self) -> Iterator[Document]:
         """One document a line. Raises: UserError: naming file and line of what does not parse or has no such text."""
         for file in self.files():
-            with reading(file.path), _open(file.path) as lines:
+            with reading(file.path), open_lines(file.path) as lines:
                 for number, line in enumerate(lines, 1):
                     text = self.parse(line, f"{file.path}:{number}")
                     if text:
@@ -72,17 +72,7 @@ class JsonLines(Records):
         line = line.rstrip()
         if not line:
             return None
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            byte = f"byte {error.start} of the line (0x{error.object[error.start]:02x})"
-            raise UserError(f"{where}: not UTF-8: {byte}.") from error
-        except json.JSONDecodeError as error:
-            hint = " This is the start of one JSON array: write one object a line." if line == b"[" else ""
-            raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}.{hint}") from error
-        except RecursionError as error:
-            raise UserError(f"{where}: not readable: JSON nested too deep.") from error
-        text = text_of(record, self.field, where)
+        text = text_of(parse_json(line, where), self.field, where)
         return text and without_lone_surrogates(text)
 
     def check(self) -> None:
@@ -90,7 +80,7 @@ class JsonLines(Records):
         check_each(self.paths, self.suffixes, self._check_file)
 
     def _check_file(self, file: FileInfo) -> None:
-        with reading(file.path), _open(file.path) as stream:
+        with reading(file.path), open_lines(file.path) as stream:
             block = stream.read(FIRST_BLOCK)
         lines = block.split(b"\n")
         if len(block) == FIRST_BLOCK:
@@ -99,7 +89,23 @@ class JsonLines(Records):
             self.parse(line, f"{file.path}:{number}")
 
 
-def _open(path: str) -> IO[bytes]:
+def parse_json(line: bytes, where: str) -> Any:
+    """The value of one line. Raises: UserError: starting with `where`."""
+    line = line.rstrip()
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} of the line (0x{error.object[error.start]:02x})"
+        raise UserError(f"{where}: not UTF-8: {byte}.") from error
+    except json.JSONDecodeError as error:
+        hint = " This is the start of one JSON array: write one object a line." if line == b"[" else ""
+        raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}.{hint}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not readable: JSON nested too deep.") from error
+
+
+def open_lines(path: str) -> IO[bytes]:
+    """A file of lines, unpacked if its name ends in .gz."""
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.endswith(".gz") else open(path, "rb")
 
 

@@ -88,6 +88,22 @@ class Tokenizer(ABC):
         encoded = self.loaded.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
+    @cached_property
+    def _templated(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self.loaded.backend.to_str())
+        backend.post_processor = None  # it would trim offsets
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    def encode_templated(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of what a chat template wrote, and the characters (start, stop) of each.
+
+        Special tokens are what they name, whatever they are in the texts of others.
+        """
+        encoded = self._templated.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encoded]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens written out; bytes that are not UTF-8 become U+FFFD."""
         return self.loaded.backend.decode(list(ids), skip_special_tokens=False)

@@ -10,10 +10,10 @@ out of its graphs: a compiled backward runs as one. After zero bubble (Qi et al.
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -31,6 +31,15 @@ __all__ = [
     "hooked",
 ]
 
+
+class Watcher(Protocol):
+    """Told of each linear layer that is about to multiply."""
+
+    def meets(self, x: torch.Tensor) -> bool:
+        """Whether anybody needs the product; `x` is what the layer has saved for its backward. May end the forward."""
+        ...
+
+
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
 """Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
 
@@ -41,6 +50,9 @@ class WeightGradients:
     def __init__(self) -> None:
         self.deferring = False
         self.owed: Owed = deque()
+        self.watcher: Watcher | None = None
+        self.add_rows: Callable[..., None] = _accumulate_embedding
+        """What adds the rows of an embedding's gradient: (weight, ids, rows)."""
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
         self.last_scaled: tuple[Any, int, Any] = (lambda: None, 0, None)  # input, its version, its scale (float8)
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
@@ -65,17 +77,22 @@ class WeightGradients:
 
     @staticmethod
     @torch.no_grad()  # as in a backward: else `.grad` would join a graph and keep what it was added from alive
-    def settle(owed: Owed) -> None:
+    def settle(owed: Owed, done: Callable[[nn.Parameter], None] | None = None) -> None:
         """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done.
 
         The latest first, as its tensors may still be in the cache; in the order of the backward where a parameter occurs
-        twice, for the bits of its sum.
+        twice, for the bits of its sum. `done` is called with each parameter that is owed nothing more.
         """
-        take = owed.pop if len({id(arguments[0]) for _, arguments in owed}) == len(owed) else owed.popleft
+        left = Counter(id(arguments[0]) for _, arguments in owed)
+        take = owed.pop if len(left) == len(owed) else owed.popleft
         while owed:
             accumulate, arguments = take()
             accumulate(*arguments)
+            parameter = arguments[0]
             del arguments
+            left[id(parameter)] -= 1
+            if done is not None and not left[id(parameter)]:
+                done(parameter)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -85,6 +102,15 @@ class WeightGradients:
             yield
         finally:
             self._casts = None
+
+    @contextmanager
+    def watched_by(self, watcher: Watcher | None) -> Iterator[None]:
+        """Linear layers tell this `watcher`."""
+        before, self.watcher = self.watcher, watcher
+        try:
+            yield
+        finally:
+            self.watcher = before
 
     def cast(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`parameter` in `dtype`, outside the graph; itself when it has that dtype."""
@@ -113,7 +139,7 @@ class WeightGradients:
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     """`.grad`, zero at first: adding the first microbatch to zero is the same call as adding the others."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
     return parameter.grad
 
 
@@ -133,7 +159,8 @@ def accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
 
 def _accumulate_embedding(weight: torch.Tensor, ids: torch.Tensor, grad_output: torch.Tensor) -> None:
     """Rows are added one by one; on CUDA their order is fixed only by torch.use_deterministic_algorithms(True)."""
-    gradient_of(weight).index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(weight.dtype))
+    gradient = gradient_of(weight)
+    gradient.index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(gradient.dtype))
 
 
 class _Linear(Function):
@@ -146,6 +173,8 @@ class _Linear(Function):
         x = gradients.cast_input(x, cast_weight.dtype)
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x)
+            if gradients.watcher is not None and not gradients.watcher.meets(x):
+                return x.new_empty(*x.shape[:-1], weight.shape[0])
         return F.linear(x, cast_weight, cast_bias)
 
     @staticmethod
@@ -171,7 +200,7 @@ class _Embedding(Function):
     @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[override]
         if ctx.needs_input_grad[1]:
-            ctx.gradients.add(_accumulate_embedding, ctx.weight, *ctx.saved_tensors, grad_output)
+            ctx.gradients.add(ctx.gradients.add_rows, ctx.weight, *ctx.saved_tensors, grad_output)
         return None, None, None, None
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from forgather_dsl.parallel.arrivals import Arrivals, Listener
 from forgather_dsl.parallel.deferred import Owed, WeightGradients
 from forgather_dsl.parallel.failures import ActionFailed, PeerLost
 from forgather_dsl.parallel.messages import Message, Messages
@@ -23,7 +25,7 @@ from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import Action
 
-__all__ = ["Execution", "Forward", "Timing"]
+__all__ = ["Execution", "Forward", "Guess", "Ran", "Timing"]
 
 Forward = Callable[[Stage, torch.Tensor, int], torch.Tensor]
 """(stage, input, microbatch) to the stage's output: an activation, or what the last stage makes of it."""
@@ -46,6 +48,29 @@ class Timing:
     def bubble(self) -> float:
         """Share of the step in which this rank waited."""
         return max(0.0, 1 - self.busy / self.span) if self.span else 0.0
+
+
+class Ran(Protocol):
+    """A run that is over."""
+
+    outputs: dict[int, torch.Tensor]
+    """Of the last stage, by microbatch."""
+
+    def timing(self) -> Timing:
+        """Seconds per action and of the whole."""
+        ...
+
+
+class Guess(Protocol):
+    """Weights updated before it was known how."""
+
+    def holds(self) -> bool:
+        """Waits until it is known; whether the weights are right. The same on all ranks."""
+        ...
+
+    def undo(self) -> None:
+        """Make the weights right."""
+        ...
 
 
 class Clock:
@@ -71,7 +96,8 @@ class Clock:
 
 
 class Execution:
-    """State of one run. `loss_gradient` is what the backward of each microbatch's loss starts from."""
+    """State of one run. `loss_gradient` is what the backward of each microbatch's loss starts from; `listener` is told of
+    gradients as they arrive."""
 
     def __init__(
         self,
@@ -80,8 +106,12 @@ class Execution:
         tokens: Sequence[torch.Tensor],
         forward: Forward,
         loss_gradient: float,
+        listener: Listener | None = None,
     ) -> None:
         self.stages, self.messages, self.tokens = stages, messages, tokens
+        self.arrivals = {i: Arrivals(s, listener, len(tokens)) for i, s in stages.items()} if listener else {}
+        for stage in stages.values():
+            stage.tells = listener is not None and torch.is_grad_enabled()
         self.forward, self.loss_gradient = forward, loss_gradient
         self.outputs: dict[int, torch.Tensor] = {}
         self.alive: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # inputs and outputs, F to B or I
@@ -177,8 +207,10 @@ class Execution:
         x, y = self.alive.pop((action.stage, k))
         gradient = self._gradient(stage, y, k)
         stage.gradients.deferring = action.kind == "I"
-        if y.requires_grad:  # not when all of the first stage is frozen
-            torch.autograd.backward(y, gradient)
+        arrivals = self.arrivals.get(action.stage)
+        with arrivals.backward(k, action.kind == "B") if arrivals else nullcontext():
+            if y.requires_grad:  # not when all of the first stage is frozen
+                torch.autograd.backward(y, gradient)
         if action.kind == "I":
             self.owed[action.stage, k] = stage.gradients.take()
         if not stage.first:
@@ -193,7 +225,12 @@ class Execution:
 
     def _weights(self, action: Action) -> None:
         self._started = self.clock.now()
-        WeightGradients.settle(self.owed.pop((action.stage, action.microbatch)))
+        owed, arrivals = self.owed.pop((action.stage, action.microbatch)), self.arrivals.get(action.stage)
+        if arrivals is None:
+            WeightGradients.settle(owed)
+            return
+        with arrivals.weights(action.microbatch) as settled:
+            WeightGradients.settle(owed, settled)
 
     def _part(self, stage: int) -> Stage | HeadShard:
         return self.stages[stage]

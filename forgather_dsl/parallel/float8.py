@@ -73,6 +73,8 @@ class _Float8(Function):
         ctx.weight, ctx.bias, ctx.weight_scale, ctx.gradients = weight, bias, weight_scale, gradients
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x, x_scale)
+            if gradients.watcher is not None and not gradients.watcher.meets(x):
+                return x.new_empty(*x.shape[:-1], weight.shape[0])
         rows = _rounded(x.flatten(0, -2), x_scale, E4M3)
         y = _product(rows, _rounded(weight, weight_scale, E4M3).t(), x_scale, weight_scale, x.dtype, True, bias)
         return y.unflatten(0, x.shape[:-1])

@@ -12,13 +12,13 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 import torch.nn as nn
 
 from forgather_dsl.models.cache import KVCache, decoding
-from forgather_dsl.parallel.execution import Execution, Forward, Timing
+from forgather_dsl.parallel.arrivals import Listener
+from forgather_dsl.parallel.execution import Execution, Forward, Guess, Ran, Timing
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.losses import LossFn, loss_at, takes_head
 from forgather_dsl.parallel.messages import Messages, Route, Wire
@@ -32,29 +32,6 @@ from forgather_dsl.plan.warmup import warm_up
 __all__ = ["LossFn", "Pipeline"]
 
 _forwards = functools.cache(forwards)  # evaluation asks for the same few again and again
-
-
-class Ran(Protocol):
-    """A run that is over."""
-
-    outputs: dict[int, torch.Tensor]
-    """Of the last stage, by microbatch."""
-
-    def timing(self) -> Timing:
-        """Seconds per action and of the whole."""
-        ...
-
-
-class Guess(Protocol):
-    """Weights updated before it was known how."""
-
-    def holds(self) -> bool:
-        """Waits until it is known; whether the weights are right. The same on all ranks."""
-        ...
-
-    def undo(self) -> None:
-        """Make the weights right."""
-        ...
 
 
 class Pipeline:
@@ -91,6 +68,8 @@ class Pipeline:
         self._last_step: Ran | None = None
         self.watch: Callable[[Stage, int, torch.Tensor], None] | None = None
         """Called with a stage, the microbatch and the stage's output after each forward of a training step."""
+        self.listener: Listener | None = None
+        """Told of gradients as they arrive in a training step."""
         self._routes: dict[int, tuple[Schedule, Route]] = {}  # by the id of the schedule
         one = next(iter(self.stages.values()))
         self._dim, self._dtype, self._device = one.dim, one.dtype, one.device
@@ -239,8 +218,9 @@ class Pipeline:
         """One step, if the weights are right; else None, with nothing left over."""
         until = warm_up(self.schedule)
         rows = [(part.shape[0], part.shape[1]) for part in tokens]
-        route = self._route(self.schedule)
-        messages = Messages(self.wire, route, rows, self._dim, self._dtype, self._device, until=until)
+        messages = Messages(
+            self.wire, self._route(self.schedule), rows, self._dim, self._dtype, self._device, until=until
+        )
         execution = Execution(self.stages, messages, tokens, forward, loss_gradient)
         rank = self.wire.rank
         return execution if execution.run(self.schedule.actions[rank], until[rank], guess.holds) else None
@@ -256,10 +236,11 @@ class Pipeline:
         rows = [(part.shape[0], part.shape[1]) for part in tokens]
         about = (self.wire, self._route(schedule), rows, self._dim, self._dtype, self._device)
         if self.shard is None:
-            execution = Execution(self.stages, Messages(*about), tokens, forward, loss_gradient)
+            execution = Execution(self.stages, Messages(*about), tokens, forward, loss_gradient, self.listener)
         else:
             spread = Spread(schedule, self.shard, targets, loss_gradient)
-            execution = SpreadExecution(self.stages, self.shard, Messages(*about, spread.form), tokens, forward, spread)
+            messages = Messages(*about, spread.form)
+            execution = SpreadExecution(self.stages, self.shard, messages, tokens, forward, spread, self.listener)
         execution.run(schedule.actions[self.wire.rank])
         return execution
 

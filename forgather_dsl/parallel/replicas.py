@@ -34,7 +34,7 @@ def sum_gradients(parameters: Mapping[str, torch.nn.Parameter], mesh: Mesh, buck
     for bucket in _buckets(trained, bucket_bytes):
         has = [float(p.grad is not None) for p in bucket]  # a layer that some replica never used has none there
         one = bucket[0]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        gradients = [torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([one.new_tensor(has), *(g.flatten() for g in gradients)]).to(mesh.wire)
         PROGRESS.wait("the other replicas", "gradients")
         try:

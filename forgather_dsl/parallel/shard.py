@@ -8,7 +8,7 @@ After Yeung et al., Balancing Pipeline Parallelism with Vocabulary Parallelism (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -120,6 +120,8 @@ class HeadShard:
             model.layers[number] = None
         self.weight = nn.Parameter(torch.empty(len(self.rows), self.dim, dtype=head.weight.dtype, device=device))
         self.gradients = WeightGradients()
+        self.needed: Callable[[int], None] | None = None
+        """Called with END before a forward."""
         self._kept: dict[int, _Kept] = {}
 
     @torch.no_grad()

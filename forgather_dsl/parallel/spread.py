@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from forgather_dsl.parallel.arrivals import Listener
 from forgather_dsl.parallel.execution import Execution, Forward
 from forgather_dsl.parallel.messages import Message, Messages
 from forgather_dsl.parallel.shard import Combined, HeadShard, Partial, Targets, combine, rows_of, valid_tokens
-from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.stage import END, Stage
 from forgather_dsl.plan.schedules import Action, Schedule
 
 __all__ = ["Spread", "SpreadExecution"]
@@ -90,9 +91,10 @@ class SpreadExecution(Execution):
         tokens: Sequence[torch.Tensor],
         forward: Forward,
         spread: Spread,
+        listener: Listener | None = None,
     ) -> None:
-        super().__init__(stages, messages, tokens, forward, spread.loss_gradient)
-        self.shard, self.spread = shard, spread
+        super().__init__(stages, messages, tokens, forward, spread.loss_gradient, listener)
+        self.shard, self.spread, self.listener = shard, spread, listener
         self._uncombined: list[int] = []
 
     def _forward(self, action: Action) -> None:
@@ -100,6 +102,8 @@ class SpreadExecution(Execution):
             super()._forward(action)
             return
         k = action.microbatch
+        if self.shard.needed is not None:
+            self.shard.needed(END)
         hidden = self.messages.receive(Message("activation", action.stage, k))
         self._started = self.clock.now()
         self.messages.send(
@@ -134,6 +138,10 @@ class SpreadExecution(Execution):
         normaliser = self.messages.receive(Message("normaliser", action.stage, k))
         self._started = self.clock.now()
         self.shard.weights(normaliser, self.spread.valid[k], self.spread.loss_gradient, k)
+        if self.listener is not None and self.shard.weight.requires_grad:
+            last = k == len(self.tokens) - 1
+            self.listener.arrived([self.shard.name], last)
+            self.listener.arrived([], last)
 
     def _parts(self, k: int) -> list[torch.Tensor]:
         return [self.messages.receive(Message("partial", self.spread.last, k, shard)) for shard in self.spread.shards]

@@ -9,19 +9,23 @@ schedule or recomputing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.utils.checkpoint import checkpoint
 
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
 from forgather_dsl.parallel.compiled import compiled_layer, run_layer
 from forgather_dsl.parallel.deferred import defer
+from forgather_dsl.parallel.offload import Offload
+from forgather_dsl.parallel.recompute import Keeping, Policy
+from forgather_dsl.parallel.tiles import tile_mlp
 
-__all__ = ["Key", "Stage", "path_of"]
+__all__ = ["EMBED", "END", "Key", "Stage", "path_of"]
+
+EMBED, END = -1, 1 << 30  # parts of a stage beside its layers: the embedding; the final norm and the head
 
 Key = tuple[int, int, int]
 """(seed, step, global number of the microbatch): with the layer, what dropout is drawn from."""
@@ -30,8 +34,9 @@ Key = tuple[int, int, int]
 class Stage:
     """Stage `index` of `num_stages`: the embedding if first, `layers`, the final norm and the head if last.
 
-    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast` (a dtype or None) the residual stream has that dtype on every
-    stage, so that sending it changes nothing. `recompute="full"` keeps only the input of each layer for the backward.
+    `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast`
+    (a dtype or None) the residual stream has that dtype on every stage, so that sending it changes nothing. `recompute`,
+    `offload` and `mlp_tiles` say what each layer keeps for the backward, and where (see the module `recompute`).
     Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
     Raises ValueError when the model holds parameters outside its parts, or shared between stages.
     """
@@ -44,14 +49,14 @@ class Stage:
         layers: range,
         device: torch.device,
         autocast: torch.dtype | None = None,
-        recompute: Literal["none", "full"] = "none",
+        recompute: Policy = "none",
+        offload: bool = False,
+        mlp_tiles: int = 1,
     ) -> None:
-        if recompute not in ("none", "full"):
-            raise ValueError(f"recompute={recompute!r} is not known: write 'none' or 'full'")
         if not layers or layers[0] < 0 or layers[-1] >= len(model.layers):
             raise ValueError(f"stage {index} would hold {layers} of a model with {len(model.layers)} layers")
         self.model, self.index, self.num_stages, self.layers = model, index, num_stages, layers
-        self.device, self.autocast, self.recompute = device, autocast, recompute
+        self.device, self.autocast = device, autocast
         self.first, self.last = index == 0, index == num_stages - 1
         self.tied: bool = model.tied
         self.dropout: float = largest_dropout(model)  # of the whole model
@@ -64,6 +69,14 @@ class Stage:
         self._materialise()
         self.gradients = defer(model)
         self._run_layer = run_layer
+        self.keeping = Keeping(recompute, self.gradients, Offload(device) if offload else None)
+        for number in layers if mlp_tiles > 1 else ():
+            tile_mlp(model.layers[number], mlp_tiles, self.gradients)
+        self.needed: Callable[[int], None] | None = None
+        """Called with a part (see `parts`) before its forward."""
+        self.passed: Callable[[int], None] | None = None
+        """Called, by a backward of what was run with this set or not, with a part whose gradients are all there."""
+        self.tells = False  # whether forwards prepare for `passed`
         self._positions: tuple[int, Any] | None = None  # a length, and the context of all microbatches of that length
 
     def _cut(self) -> None:
@@ -111,6 +124,21 @@ class Stage:
                 seen.add(id(parameter))
                 yield name, parameter
 
+    def parts(self) -> dict[int, list[tuple[str, nn.Parameter]]]:
+        """Parameters to train by part, in the order of a forward: EMBED, the numbers of layers, END; without a tied weight."""
+        model: Any = self.model
+        names = {id(p): (name, p) for name, p in self.named_parameters() if p.requires_grad}
+        if self.tied and self.first:
+            names.pop(id(part_of(model, "embed").weight), None)
+        modules = [(EMBED, part_of(model, "embed") if self.first else None)]
+        modules += [(number, model.layers[number]) for number in self.layers]
+        modules += [(END, part_of(model, part) if self.last else None) for part in ("norm", "head")]
+        parts: dict[int, list[tuple[str, nn.Parameter]]] = {}
+        for part, module in modules:
+            found = [names.pop(id(p)) for p in (module.parameters() if module else ()) if id(p) in names]
+            parts.setdefault(part, []).extend(found)
+        return parts
+
     def forward(
         self, x: torch.Tensor, documents: torch.Tensor | None, key: Key, headless: bool = False
     ) -> torch.Tensor:
@@ -122,9 +150,18 @@ class Stage:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             context = self._context(x.shape[1], documents)
             x = self._embed(x)
+            self.keeping.begin()
             for number in self.layers:
-                x = self._layer(number, x, context, key)
+                x = self._layer(number, self._enter(number, x), context, key)
             return self._head(x, headless)
+
+    def _enter(self, part: int, x: torch.Tensor) -> torch.Tensor:
+        """The input of a part: its gradient is the last thing that the part's backward makes."""
+        if self.needed is not None:
+            self.needed(part)
+        if self.tells and x.requires_grad:
+            x.register_hook(lambda _: self.passed and self.passed(part))
+        return x
 
     def _context(self, length: int, documents: torch.Tensor | None) -> Any:
         """One for all microbatches where none has documents of its own: each would keep its tables and masks until B."""
@@ -143,15 +180,16 @@ class Stage:
             context = self.model.context(x.shape[1], offset, None, self.device)
             x = self._embed(x)
             for number in self.layers:
-                x = self.model.layers[number](x, context, cache).to(self.dtype)
+                x = self.model.layers[number](self._enter(number, x), context, cache).to(self.dtype)
             return self._head(x[:, -1:] if self.last else x)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        return part_of(self.model, "embed")(x).to(self.dtype) if self.first else x
+        return part_of(self.model, "embed")(self._enter(EMBED, x)).to(self.dtype) if self.first else x
 
     def _head(self, x: torch.Tensor, headless: bool = False) -> torch.Tensor:
         if not self.last:
             return x
+        x = self._enter(END, x)
         x, head = part_of(self.model, "norm")(x), part_of(self.model, "head")
         return x.to(self.dtype) if headless or head is None else head(x)
 
@@ -164,12 +202,8 @@ class Stage:
                 _reseed(self.device, (*key, number))
             return self._run_layer(layer, x, context).to(self.dtype)
 
-        if self.recompute == "none" or not torch.is_grad_enabled():
-            return run(x)
-        # What draws random numbers is reseeded above, so no state need be kept; and the second run is the first one's code
-        # on the first one's input, so torch need not compare the two tensor by tensor.
-        options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-        return checkpoint(run, x, **options)  # type: ignore[return-value]
+        # what draws random numbers is reseeded above, so a policy that runs the layer twice need keep no state of generators
+        return self.keeping.run(run, x) if torch.is_grad_enabled() else run(x)
 
 
 def _reseed(device: torch.device, key: tuple[int, ...]) -> None:

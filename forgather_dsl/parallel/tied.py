@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from forgather_dsl.models.parts import part_of
 from forgather_dsl.parallel.messages import Transfer, Wire
-from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.stage import EMBED, Stage
 
 __all__ = ["TiedHead"]
 
@@ -30,10 +30,13 @@ class TiedHead:
 
     def refresh(self) -> None:
         """Bring the embedding's weight to the head; waits only where the head is."""
+        if self.first and self.first.needed is not None:
+            self.first.needed(EMBED)
         if self.first and self.last:
             embedding, head = part_of(self.first.model, "embed"), part_of(self.last.model, "head")
             if head.weight is embedding.weight or _place(head.weight) != _place(embedding.weight):
                 head.weight = nn.Parameter(embedding.weight.detach(), embedding.weight.requires_grad)
+                head.weight.grad_dtype = embedding.weight.grad_dtype
         elif self.first:
             self._sending.append(self.wire.send(part_of(self.first.model, "embed").weight, self.last_rank, TAG))
         elif self.last:
@@ -47,12 +50,14 @@ class TiedHead:
             mirror = part_of(self.last.model, "head").weight
             gradient, mirror.grad = mirror.grad, None
             if not self.first:  # always one message, so that both ends agree; zeros when the head is frozen
-                gradient = torch.zeros_like(mirror) if gradient is None else gradient
+                gradient = torch.zeros_like(mirror, dtype=mirror.grad_dtype) if gradient is None else gradient
                 self._sending.append(self.wire.send(gradient, self.first_rank, TAG))
         if self.first:
             weight = part_of(self.first.model, "embed").weight
             if not self.last:
-                gradient = self.wire.receive(torch.empty_like(weight), self.last_rank, TAG).wait()
+                gradient = self.wire.receive(
+                    torch.empty_like(weight, dtype=weight.grad_dtype), self.last_rank, TAG
+                ).wait()
             if gradient is not None and weight.requires_grad:
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
 

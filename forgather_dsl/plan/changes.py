@@ -13,7 +13,7 @@ from ..dsl import missing, replace
 from ..specs import BF16, Experiment, FullRecompute, Muon, Pipeline, Single
 from ..specs.parallel import Searched
 from .estimate import Site, estimate
-from .layout import Layout, lay_out
+from .layout import lay_out
 
 __all__ = ["KINDS", "MILDEST", "Kind", "for_cards", "schedules", "with_schedule"]
 
@@ -93,14 +93,14 @@ def _cuts(experiment: Experiment, site: Site) -> Iterator[Experiment]:
     """Layers moved one at a time from the stages of the tightest rank to where they are needed least."""
     if not isinstance(experiment.parallel, Pipeline) or not site.on_gpu:
         return
-    schedule, layers, _ = lay_out(experiment)
-    counts, pressure = [len(each) for each in layers], float("inf")
+    laid_out = lay_out(experiment)
+    schedule, counts, pressure = laid_out.schedule, [len(each) for each in laid_out.layers], float("inf")
     found = estimate(experiment, on_gpu=True)
     for _ in range(MOST_MOVES):
         options = []
         for moved in _moves(schedule.placement, counts, site.tightest(found)):
             stops = [sum(moved[: stage + 1]) for stage in range(len(moved))]
-            layout = Layout(schedule, tuple(range(stop - n, stop) for n, stop in zip(moved, stops)))
+            layout = laid_out._replace(layers=tuple(range(stop - n, stop) for n, stop in zip(moved, stops)))
             options.append((estimate(experiment, on_gpu=True, layout=layout), moved))
         best = min(options, key=lambda option: site.pressure(option[0]), default=None)
         if best is None or site.pressure(best[0]) >= pressure:

@@ -8,6 +8,7 @@ from ..specs import Experiment, Pipeline
 from . import hardware as machines
 from .advice import written
 from .hardware import GIB
+from .host_costs import CARD_TO_HOST, HOST_RATE
 from .memory import State
 from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link
 from .planner import Plan, Row, Run
@@ -50,7 +51,7 @@ def _schedule_of(experiment: Experiment) -> str:
 def _rank(run: Run, rank: int) -> dict[str, Any]:
     memory, device = run.memory.ranks[rank], run.hardware.devices[rank]
     replica, place = divmod(rank, run.layout.schedule.num_ranks)
-    last = len(run.layout.layers) - 1
+    last, policies = len(run.layout.layers) - 1, run.layout.policies(run.experiment)
     return {
         "rank": rank,
         "replica": replica,
@@ -60,6 +61,7 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
             {
                 "stage": stage,
                 "layers": len(layers),
+                "recompute": policies[stage],
                 "first_layer": layers.start,
                 "embedding": stage == 0,
                 "head": stage == last and not run.layout.schedule.num_shards,
@@ -71,6 +73,7 @@ def _rank(run: Run, rank: int) -> dict[str, Any]:
         "head_shard": bool(run.layout.schedule.num_shards),
         "memory_gib": {kind: size / GIB for kind, size in memory.kinds().items()},
         "peak_gib": memory.total / GIB,
+        "host_gib": memory.host / GIB,
         "fits": memory.total <= device.memory_bytes,
         "busy_seconds": run.simulation.busy[place],
         "bubble": run.simulation.bubble[place],
@@ -111,6 +114,8 @@ def _assumptions(found: Plan) -> dict[str, Any]:
         "latency_microseconds": latency * 1e6,
         "bytes_per_activation": state.number_bytes,
     }
+    if state.on_host:
+        told |= {"card_to_host_gb_per_second": CARD_TO_HOST / 1e9, "host_memory_gb_per_second": HOST_RATE / 1e9}
     if found.profile is not None:
         told["seconds_measured_on"] = found.profile.device
     return told

@@ -22,6 +22,7 @@ from .stage_cost import StageCost
 
 __all__ = ["Estimate", "RankMemory", "Site", "estimate", "most_ranks_per_gpu"]
 
+UNKNOWN = 1 << 60  # bytes: of a host that only its cards are known of; what it needs is told, and not refused
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss", "overhead")
 
 
@@ -38,10 +39,11 @@ class RankMemory:
     buffers: int
     loss: int
     overhead: int
+    host: int = 0  # in the memory of the host, beside what is on the card
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Everything on the card."""
         return sum(self.kinds().values())
 
     def kinds(self) -> dict[str, int]:
@@ -65,12 +67,13 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     """
     size = model_size(experiment.model, experiment.seq_len)
     state = State(experiment, on_gpu)
-    schedule, ranges, _ = lay_out(experiment) if layout is None else layout
-    stages = [StageCost.of(experiment, size, ranges, stage, state) for stage in range(len(ranges))]
+    layout = lay_out(experiment) if layout is None else layout
+    schedule, ranges, policies = layout.schedule, layout.layers, layout.policies(experiment)
+    stages = [StageCost.of(experiment, size, ranges, stage, state, name) for stage, name in enumerate(policies)]
     if schedule.num_shards:
         stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state)] * schedule.num_shards
     message = message_bytes(experiment, size, state)
-    tied = state.weight_bytes * size.embedding.matrices if size.tied else 0
+    tied = state.tied_gradient_bytes * size.embedding.matrices if size.tied else 0
     ranks = []
     for rank in range(schedule.num_ranks):
         own = schedule.stages_of(rank)
@@ -81,7 +84,7 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
             step, held = update, held._replace(optimizer=held.optimizer + held.update)
         kinds = (held.weights + step.weights, step.gradients, held.optimizer, step.activations, step.buffers, step.loss)
         where = tuple((stage, ranges[stage]) for stage in own)
-        ranks.append(RankMemory(rank, where, *kinds, overhead(sum(kinds), on_gpu)))
+        ranks.append(RankMemory(rank, where, *kinds, overhead(sum(kinds), on_gpu), held.host))
     copies = range(num_replicas(experiment))
     everyone = tuple(replace(one, rank=copy * len(ranks) + one.rank) for copy in copies for one in ranks)
     return Estimate(size.parameters, everyone, (*size.left_out, *state.left_out))
@@ -99,7 +102,8 @@ class Site:
     @classmethod
     def of(cls, found: hardware.Hardware, experiment: Experiment) -> Site:
         """All ranks on these cards."""
-        return cls(found.devices, found.host_memory_bytes, ranks_per_gpu=most_ranks_per_gpu(experiment))
+        host = found.host_memory_bytes if found.host_known else UNKNOWN
+        return cls(found.devices, host, ranks_per_gpu=most_ranks_per_gpu(experiment))
 
     @property
     def on_gpu(self) -> bool:
@@ -113,12 +117,20 @@ class Site:
     def need(self, found: Estimate) -> int:
         """Bytes of the fullest rank on cards, of all ranks together on a host."""
         totals = [memory.total for memory in self.here(found)]
-        return max(totals) if self.on_gpu else sum(totals)
+        return max(totals) if self.on_gpu else sum(totals) + self.need_of_host(found)
+
+    def need_of_host(self, found: Estimate) -> int:
+        """Bytes that the ranks here keep in the host's memory beside their cards, all together."""
+        return sum(memory.host for memory in self.here(found))
 
     def pressure(self, found: Estimate) -> float:
-        """What is needed over what there is, of the tightest card; more than 1 does not fit."""
+        """What is needed over what there is, of the tightest card or the host; more than 1 does not fit."""
         if not self.on_gpu:
             return self.need(found) / self.host_memory_bytes
+        return max(self.need_of_host(found) / self.host_memory_bytes, self.pressure_of_cards(found))
+
+    def pressure_of_cards(self, found: Estimate) -> float:
+        """The same of the tightest card alone."""
         return max(sum(memory.total for memory in ranks) / card.memory_bytes for ranks, card in self.shares(found))
 
     def shares(self, found: Estimate) -> list[tuple[Sequence[RankMemory], Device]]:

@@ -6,10 +6,10 @@ import os
 from dataclasses import replace
 
 from ..errors import UserError
-from ..specs import Experiment
+from ..specs import Experiment, OnHost
 from ..specs.experiment import world_size
 from . import hardware
-from .advice import advise
+from .advice import advise, written
 from .estimate import Estimate, RankMemory, Site, estimate, most_ranks_per_gpu
 from .hardware import GIB
 
@@ -57,6 +57,12 @@ def _problem(experiment: Experiment, found: Estimate, site: Site) -> str:
         each = site.ranks_per_gpu
         needed = f"{-(-len(ranks) // each)} GPUs, one for each {'rank' if each == 1 else f'{each} ranks'}"
         head = f"{name} needs {needed}, this machine has {len(cards)}:"
+    elif site.pressure_of_cards(found) <= 1:
+        states = "optimizer states, masters and gradients" if _leaving(experiment) else "optimizer states and masters"
+        head = (
+            f"{name} keeps {gib(site.need_of_host(found))} of {states} in the host's memory (update = "
+            f"{written(experiment.update)}), this machine has {gib(site.host_memory_bytes)}:"
+        )
     else:
         full = [share for share, card in site.shares(found) if sum(m.total for m in share) > card.memory_bytes]
         over = sorted(memory.rank for share in full for memory in share)
@@ -81,10 +87,15 @@ def _sharing(found: Estimate, site: Site) -> list[str]:
     return ["or let ranks share a GPU, with messages through host memory, which is slower:", f"  {line:<55} # fits"]
 
 
+def _leaving(experiment: Experiment) -> bool:
+    return isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
+
+
 def described(memory: RankMemory) -> str:
     """A rank's memory in one line."""
     kinds = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in memory.kinds().items() if size >= 0.05 * GIB)
-    return f"rank {memory.rank}: {gib(memory.total)} ({kinds})"
+    host = f", and {gib(memory.host)} of the host's" if memory.host else ""
+    return f"rank {memory.rank}: {gib(memory.total)} ({kinds}){host}"
 
 
 def gib(size: float) -> str:

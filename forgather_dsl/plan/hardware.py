@@ -37,6 +37,7 @@ _OPTIONS = {  # what may follow the cards, its units, an example
     "latency": ({"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}, "30us"),
     "tflops": ({"": 1e12}, "165"),
     "bandwidth": (_RATES, "1.0TB/s"),
+    "host": ({unit: float(size) for unit, size in _UNITS.items() if unit}, "128GB"),
 }
 
 
@@ -61,6 +62,7 @@ class Hardware:
     host_memory_bytes: int
     link: float | None = None  # bytes per second from one rank to the next, each way; None: not said
     latency: float | None = None  # seconds
+    host_known: bool = True  # False: named cards are in another machine, of whose memory nothing was said
 
 
 def for_ranks(found: Hardware, ranks: int) -> Hardware:
@@ -108,7 +110,8 @@ def speed(device: Device, bf16: bool) -> Speed:
 
 def parse(text: str) -> Hardware:
     """Cards joined by `+`, by memory (`24GB`) or model (`RTX4090`), with their number (`4x24GB`); or `auto`: the GPUs of
-    this machine, none perhaps. After commas: `link=12GB/s`, `latency=30us`, `tflops=165` and `bandwidth=1.0TB/s` per card.
+    this machine, none perhaps. After commas: `link=12GB/s`, `latency=30us`, `tflops=165` and `bandwidth=1.0TB/s` per card,
+    `host=128GB` of memory beside them.
 
     Raises:
         ConfigError: the text is none of these.
@@ -122,7 +125,9 @@ def parse(text: str) -> Hardware:
     speeds = {"flops": said.get("tflops"), "bandwidth": said.get("bandwidth")}
     if any(speeds.values()):
         devices = [replace(device, **speeds) for device in devices]
-    return Hardware(tuple(devices), host_memory(), said.get("link"), said.get("latency"))
+    here = not devices or devices[0].kind == "gpu"
+    host = int(said.get("host", 0)) or host_memory()
+    return Hardware(tuple(devices), host, said.get("link"), said.get("latency"), here or "host" in said)
 
 
 def _option(part: str, text: str) -> tuple[str, float]:

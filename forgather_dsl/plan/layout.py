@@ -15,6 +15,7 @@ from ..dsl.check import said_at
 from ..specs import Auto, Experiment, Pipeline, ScheduleFile
 from ..specs.experiment import num_microbatches, num_replicas, num_shards
 from ..specs.parallel import Searched, placement
+from ..specs.recompute import policy
 from . import partition, validity
 from .actions import Schedule, from_csv, to_csv
 from .auto import at_peak
@@ -23,6 +24,7 @@ from .costs import Costs, without_shards
 from .model_costs import model_costs
 from .parts import parts_of
 from .profile import read_profile
+from .recompute import least_recomputing
 from .schedules import accumulate
 from .schedules.searched import drawn
 from .spread import spread_head
@@ -36,6 +38,16 @@ class Layout(NamedTuple):
     schedule: Schedule
     layers: tuple[range, ...]
     reason: str = ""
+    recompute: tuple[str, ...] = ()  # the policy of every stage (specs.recompute.POLICIES); empty: the experiment's
+
+    def policies(self, experiment: Experiment) -> tuple[str, ...]:
+        """Of every stage. Raises ConfigError where the planner should have chosen and has not."""
+        if self.recompute:
+            return self.recompute
+        name = policy(experiment.recompute)
+        if name is None:
+            raise ConfigError("recompute: AutoRecompute() is chosen by lay_out(), and this layout was made without it")
+        return (name,) * len(self.layers)
 
 
 def lay_out(experiment: Experiment) -> Layout:
@@ -43,6 +55,13 @@ def lay_out(experiment: Experiment) -> Layout:
 
     Raises ConfigError, with every problem, for a schedule that cannot be run or does not go with the experiment.
     """
+    if policy(experiment.recompute) is None:
+        return least_recomputing(experiment, _lay_out)
+    return _lay_out(experiment)
+
+
+def _lay_out(experiment: Experiment) -> Layout:
+    """With a recompute policy that is the same everywhere."""
     parallel = experiment.parallel
     if not isinstance(parallel, Pipeline):
         return Layout(accumulate(num_microbatches(experiment)), (range(experiment.model.num_layers),))
@@ -173,6 +192,7 @@ def to_dict(layout: Layout) -> dict[str, Any]:
         "actions": to_csv(schedule).splitlines(),
         "shards": schedule.num_shards,
         "reason": layout.reason,
+        "recompute": list(layout.recompute),
     }
 
 
@@ -182,4 +202,7 @@ def from_dict(data: Mapping[str, Any]) -> Layout:
     layers = tuple(range(start, stop) for start, stop in data["layers"])
     if len(layers) != schedule.num_stages:
         raise ValueError(f"{len(layers)} ranges of layers for {schedule.num_stages} stages")
-    return Layout(schedule, layers, str(data.get("reason", "")))
+    policies = tuple(map(str, data.get("recompute", ())))
+    if len(policies) not in (0, len(layers)):
+        raise ValueError(f"{len(policies)} recompute policies for {len(layers)} stages")
+    return Layout(schedule, layers, str(data.get("reason", "")), policies)

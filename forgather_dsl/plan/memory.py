@@ -8,37 +8,86 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import BF16, FP8, AdamW, BF16Mixed, Experiment, Muon
+from ..specs import BF16, FP8, SGD, Adafactor, AdamW, BF16Mixed, Experiment, Lion, Muon, OnHost
 from .sizes import PartSize
 
 __all__ = ["Held", "State"]
+
+
+CHUNK = {
+    True: 1 << 23,
+    False: 1 << 18,
+}  # numbers that an optimizer updates at a time, on a GPU or not (train/optim/engine.py)
+MOMENT = {"fp32": 4.0, "bf16": 2.0, "8bit": 1 + 4 / 256}  # bytes of one number kept for every weight of a matrix
+BESIDE = {"exact": 2, "kahan": 2}  # bytes beside a bfloat16 weight, by rounding
+MOMENTS = {AdamW.__target__: 2, Lion.__target__: 1, SGD.__target__: 1, Adafactor.__target__: 0, Muon.__target__: 2}
 
 
 class State:
     """Bytes per parameter under an experiment's precision and optimizer."""
 
     def __init__(self, experiment: Experiment, on_gpu: bool) -> None:
-        self.narrow = isinstance(experiment.precision, BF16)  # weights and gradients of two bytes over fp32 masters
-        self.float8 = isinstance(experiment.precision, FP8)  # factors of products in layers
-        self.mixed = on_gpu and isinstance(experiment.precision, BF16Mixed)
+        precision, optimizer = experiment.precision, experiment.optimizer
+        self.narrow = isinstance(precision, BF16)  # weights and gradients of two bytes
+        self.float8 = isinstance(precision, FP8)  # factors of products in layers
+        self.mixed = on_gpu and isinstance(precision, BF16Mixed)
         self.on_gpu = on_gpu
         self.number_bytes = 2 if self.mixed or self.narrow else 4  # of an activation
-        self.weight_bytes = 2 if self.narrow else 4  # and of its gradient
-        self.left_out: tuple[str, ...] = ()
-        target = type(experiment.optimizer).__target__
+        self.weight_bytes = 2 if self.narrow else 4
+        wide = isinstance(precision, BF16) and precision.gradients == "fp32"
+        self.on_host = isinstance(experiment.update, OnHost)  # masters and state
+        self.leaving = isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
+        self.gradient_bytes = 4 if wide and not self.leaving else self.weight_bytes
+        self.apart = self.gradient_bytes > self.number_bytes  # a product is made first, then added in the sum's format
+        self.tied_gradient_bytes = 4 if self.leaving else self.gradient_bytes  # two of them are added up on the device
+        self.rounding = precision.rounding if isinstance(precision, BF16) else ""
+        self.states: str = getattr(optimizer, "states", "fp32")
+        target = type(optimizer).__target__
         self.muon = target == Muon.__target__  # one momentum for the matrices of layers
-        if not self.muon and target != AdamW.__target__:
-            name = type(experiment.optimizer).__name__
+        self.factored = target == Adafactor.__target__  # one number for each row and column
+        self.moments = MOMENTS.get(target, 2)
+        if isinstance(optimizer, SGD) and not optimizer.momentum:
+            self.moments = 0
+        self.nesterov = bool(getattr(optimizer, "nesterov", False))
+        self.made = self._made(experiment)
+        self.dim = experiment.model.dim
+        self.left_out: tuple[str, ...] = ()
+        self.known = target in MOMENTS
+        if not self.known:
+            name = type(optimizer).__name__
             self.left_out = (f"{name} (counted as two fp32 numbers per parameter, as AdamW)",)
 
+    def _made(self, experiment: Experiment) -> float:
+        """Numbers that an update makes for each of a chunk, beside copies: a denominator, but for torch's fused kernel; a sign;
+        a decayed gradient; sums of pairs of rows, or a direction."""
+        optimizer = experiment.optimizer
+        if isinstance(optimizer, SGD):
+            return float(bool(optimizer.weight_decay)) + (optimizer.nesterov and self.moments > 0)
+        if self.factored:
+            return 0.0 if self.narrow else 1.75
+        return float(isinstance(optimizer, Lion) or not self.on_gpu)
+
     def bytes_of(self, part: PartSize, in_layer: bool) -> tuple[int, int, int]:
-        """Weights, gradients, optimizer state."""
-        lower = 2 * part.parameters if self.narrow else 0  # the halves of the masters that the weights lack
-        return (
-            self.weight_bytes * part.parameters,
-            self.weight_bytes * part.parameters,
-            (4 if self.muon and in_layer else 8) * part.matrices + 8 * part.vectors + lower,
-        )
+        """Weights, gradients, optimizer state; on the device."""
+        weights, gradients = self.weight_bytes * part.parameters, self.gradient_bytes * part.parameters
+        beside = BESIDE.get(self.rounding, 0) * part.parameters
+        return weights, gradients, 0 if self.on_host else self._moments(part, in_layer) + beside
+
+    def on_host_of(self, part: PartSize, in_layer: bool) -> int:
+        """Bytes on the host: fp32 masters, optimizer state, and the sums of gradients that leave the device."""
+        if not self.on_host:
+            return 0
+        return (8 if self.leaving else 4) * part.parameters + self._moments(part, in_layer)
+
+    def _moments(self, part: PartSize, in_layer: bool) -> int:
+        if self.factored:
+            return 4 * (self._sides(part) + part.vectors)
+        moments = 1 if self.muon and in_layer else self.moments
+        return int(moments * MOMENT[self.states] * part.matrices) + 4 * self.moments * part.vectors
+
+    def _sides(self, part: PartSize) -> int:
+        """Rows and columns of all matrices together: each has `dim` on one side, and not many more than there must be."""
+        return part.matrices // self.dim + self.dim * -(-part.matrices // part.largest) if part.matrices else 0
 
     def casts(self, part: PartSize) -> int:
         """Copies of linear layers' weights in bfloat16, from their first use in a step to its end."""
@@ -47,23 +96,44 @@ class State:
     def update(self, parts: Sequence[tuple[PartSize, bool]]) -> int:
         """The most bytes that the optimizer's step makes for itself, over parts and whether they are in a layer.
 
-        AdamW: a square root in fp32, on a GPU for all of a group at once, on a CPU twice for one matrix at a time. Muon:
-        one matrix at a time, its direction in fp32 and the iteration's tensors, in bfloat16 on a GPU. Masters are made
-        one parameter at a time, with their gradient, and come apart into two halves.
+        One matrix at a time, and of that a chunk of rows: fp32 copies of what is not kept in fp32, and what the arithmetic
+        makes. Muon besides: a matrix's direction and the iteration's tensors, in bfloat16 on a GPU. An optimizer that is not
+        known here has masters and gradients of a whole matrix.
         """
-        in_layers = [part for part, in_layer in parts if in_layer]
+        if self.on_host:
+            return 0
+        in_layers = [part.largest for part, in_layer in parts if in_layer]
         beside = [part.matrices for part, in_layer in parts if not in_layer]
-        largest = max((part.largest for part in in_layers), default=0)
-        muon = (8 if self.on_gpu else 12) * largest + (4 if self.on_gpu else 8) * self._square(in_layers)
-        if self.narrow:
-            one = max(largest, *beside, 0)
-            adam = (12 if self.on_gpu else 16) * one
-            return max(adam, 8 * largest + muon) if self.muon else adam
-        if self.muon:
-            adam = 4 * sum(beside) if self.on_gpu else 8 * max(beside, default=0)
-            return max(adam, muon)
-        groups = (sum(part.matrices for part in in_layers), sum(beside))
-        return 4 * max(groups) if self.on_gpu else 8 * max(largest, *beside, 0)
+        largest = max((*in_layers, *beside), default=0)
+        if not self.known:
+            groups = (sum(part.matrices for part, in_layer in parts if in_layer), sum(beside))
+            return (
+                (12 if self.on_gpu else 16) * largest
+                if self.narrow
+                else 4 * max(groups)
+                if self.on_gpu
+                else 8 * largest
+            )
+        if not self.muon:
+            return self._rows(largest, self.moments, self.made)
+        square = self._square([part for part, in_layer in parts if in_layer])
+        muon = self._orthogonal(max(in_layers, default=0), square)
+        return max(muon, self._rows(max(beside, default=0), self.moments, self.made))
+
+    def _rows(self, largest: int, moments: int, made: float) -> int:
+        """Of a chunk of the largest matrix: fp32 copies of weights and gradients if they are narrow and of moments, and what
+        the arithmetic makes (`made` numbers for each), what reading or writing the formats makes; whichever is the most."""
+        copied = 0 if self.states == "fp32" else moments
+        narrow = int(self.narrow)
+        reading = narrow + int(self.gradient_bytes == 2) + copied + max(made, float(self.states == "8bit"))
+        keeping = narrow + copied + {"fp32": 0, "bf16": 2, "8bit": 1}[self.states] * bool(copied)
+        writing = narrow + {"stochastic": 2, "exact": 1}.get(self.rounding, 0)
+        return int(4 * max(reading, keeping, writing) * min(largest, CHUNK[self.on_gpu]))
+
+    def _orthogonal(self, largest: int, square: int) -> int:
+        """Of one matrix: the iteration's tensors; before it the direction beside a chunk of momentum, after it beside weights."""
+        number = 2 if self.on_gpu else 4
+        return number * largest + max(number * (largest + 2 * square), self._rows(largest, 1, float(self.nesterov)))
 
     @staticmethod
     def _square(in_layers: Sequence[PartSize]) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment, FullRecompute
+from ..specs import ChunkedCrossEntropy, Experiment
 from ..specs.experiment import num_replicas, num_shards
+from ..specs.recompute import policy
 from . import hardware as machines
 from .costs import Costs, with_shards
 from .hardware import Hardware, Speed
@@ -47,11 +48,13 @@ def model_costs(
     layers: Sequence[range],
     profile: Mapping[str, Any] | None = None,
     hardware: Hardware | None = None,
+    policies: Sequence[str] | None = None,
 ) -> Costs:
     """Costs of one microbatch per stage; stage s is on rank placement[s] and has the layers layers[s]. With a spread head
     its shards follow, one for each rank: their F contains the gradient for hidden states.
 
     `hardware` replaces the experiment's own. `profile` (measured seconds, see `profile.Profile`) replaces modelled times.
+    `policies` is what each stage recomputes; None: what the experiment says.
 
     Raises:
         ConfigError: `hardware` is not understood, or the profile is of something else.
@@ -62,15 +65,17 @@ def model_costs(
     state, size = State(experiment, on_gpu), model_size(experiment.model, experiment.seq_len)
     measured = None if profile is None else Profile.of(profile, experiment)
     speeds = [machines.speed(device, bf16=state.number_bytes == 2) for device in found.devices]
+    names = policies if policies is not None else (policy(experiment.recompute) or "full",) * len(layers)
     seconds = [
-        _stage_seconds(experiment, size, layers, stage, state, speeds[placement[stage]], measured)
+        _stage_seconds(experiment, size, layers, stage, state, speeds[placement[stage]], measured, names[stage])
         for stage in range(len(layers))
     ]
-    held = [StageCost.of(experiment, size, layers, stage, state) for stage in range(len(layers))]
-    rooms = []
-    for rank, device in enumerate(found.devices[:ranks]):  # replicas are taken to be alike
-        own = [stage for stage, owner in enumerate(placement) if owner == rank]
-        rooms.append(capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu))
+    held = [StageCost.of(experiment, size, layers, stage, state, name) for stage, name in enumerate(names)]
+    stages = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
+    rooms = [  # replicas are taken to be alike
+        capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu)
+        for own, device in zip(stages, found.devices)
+    ]
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     latency, rate = link(found, measured)
     costs = Costs(
@@ -118,6 +123,7 @@ def _stage_seconds(
     state: State,
     speed: Speed,
     measured: Profile | None,
+    name: str,
 ) -> Seconds:
     first, last = stage == 0, stage == len(layers) - 1
     if measured is not None:
@@ -127,8 +133,7 @@ def _stage_seconds(
         )
         return sum(parts, Seconds())
     tokens = experiment.microbatch_size * experiment.seq_len
-    again = isinstance(experiment.recompute, FullRecompute)
-    parts = [_layer_seconds(size.layers[index], tokens, state, speed, again) for index in layers[stage]]
+    parts = [_layer_seconds(size.layers[index], tokens, state, speed, name) for index in layers[stage]]
     if first:
         parts.append(_moved(W=10 * tokens * size.dim, speed=speed))  # adds rows: reads bf16 and fp32, writes fp32
     if last and not num_shards(experiment):
@@ -136,11 +141,13 @@ def _stage_seconds(
     return sum(parts, Seconds())
 
 
-def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, again: bool) -> Seconds:
-    """What F keeps was written once and read once. I reads it, and writes and reads gradients. `again`: I includes an F."""
+def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, name: str) -> Seconds:
+    """What F keeps was written once and read once. I reads it, and writes and reads gradients; and makes again what the
+    policy of that `name` does not keep.
+    """
     if not layer.parameters:
-        return Seconds(UNKNOWN_LAYER, UNKNOWN_LAYER * (1 + again), UNKNOWN_LAYER)
-    products, attention = 2 * layer.matrices * tokens, (layer.flops - 2 * layer.matrices) * tokens
+        return Seconds(UNKNOWN_LAYER, UNKNOWN_LAYER * (1 + (name in ("keep_attention", "full"))), UNKNOWN_LAYER)
+    products, attention = 2 * layer.matrices * tokens, layer.attention_flops * tokens
     kept = tokens * (state.number_bytes * layer.kept + 4 * layer.kept_fp32)
     gradients = tokens * state.number_bytes * layer.transient
     if state.float8:
@@ -154,7 +161,18 @@ def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, aga
             forward + rounded._replace(input_grad=0.0, weight_grad=0.0),
             backward + rounded._replace(forward=0.0),
         )
-    return forward + backward + Seconds(input_grad=forward.forward if again else 0.0)
+    return forward + backward + _again(layer, tokens, kept, state, speed, name)
+
+
+def _again(layer: PartSize, tokens: int, kept: int, state: State, speed: Speed, name: str) -> Seconds:
+    """What I does of F once more: memory traffic alone; or all but the last product, with attention or without."""
+    if name == "none":
+        return Seconds()
+    if name == "norms_and_activation":
+        return _moved(I=2 * tokens * state.number_bytes * layer.cheap, speed=speed)
+    attention = layer.attention_flops if name == "full" or not layer.attended else 0
+    products = 2 * (layer.matrices - layer.closing)
+    return _computed(I=tokens * (products + attention), speed=speed) + _moved(I=2 * kept, speed=speed)
 
 
 def _rounded(layer: PartSize, tokens: int, speed: Speed) -> Seconds:

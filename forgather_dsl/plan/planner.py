@@ -21,6 +21,7 @@ from .changes import for_cards, schedules, with_schedule
 from .costs import Costs
 from .estimate import Estimate, Site, estimate, most_ranks_per_gpu
 from .hardware import Hardware
+from .host_costs import HostSeconds, host_seconds
 from .layout import Layout, lay_out
 from .memory import State
 from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link, model_costs
@@ -45,6 +46,7 @@ class Run:
     simulation: Simulation
     optimizer_seconds: tuple[float, ...]  # per rank
     sum_seconds: float  # until the gradients of replicas are added up
+    arriving_seconds: float  # that a host takes for gradients beside the microbatches, of the slowest rank
     fits: bool
     times_known: bool
 
@@ -56,8 +58,8 @@ class Run:
 
     @property
     def step_seconds(self) -> float:
-        """The pipeline, the sum of gradients over replicas, then the slowest rank's optimizer."""
-        return self.simulation.makespan + self.sum_seconds + max(self.optimizer_seconds)
+        """The pipeline, or what the host takes for its gradients; the sum over replicas; then the slowest rank's optimizer."""
+        return max(self.simulation.makespan, self.arriving_seconds) + self.sum_seconds + max(self.optimizer_seconds)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -122,9 +124,9 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     """
     profile = profile or own_profile(experiment)
     site, layout = Site.of(found, experiment), lay_out(experiment)
-    schedule, layers, _ = layout
+    schedule, layers = layout.schedule, layout.layers
     memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
-    costs = model_costs(experiment, schedule.placement, layers, profile, found)
+    costs = model_costs(experiment, schedule.placement, layers, profile, found, layout.policies(experiment))
     devices = machines.for_ranks(found, world_size(experiment))
     known = bool(experiment.model.num_layers) and not any("layers of" in text for text in memory.left_out)
     return Run(
@@ -136,6 +138,7 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
         simulation=simulate(schedule, costs),
         optimizer_seconds=_optimizer_seconds(experiment, memory, devices),
         sum_seconds=_sum_seconds(experiment, memory, found),
+        arriving_seconds=max(host.arriving for host in _on_host(experiment, memory, devices)),
         fits=site.fits(memory),
         times_known=known or profile is not None,
     )
@@ -146,6 +149,8 @@ def _optimizer_seconds(experiment: Experiment, memory: Estimate, devices: Hardwa
     matrices) to 6 (square ones) products of a matrix with its shorter side.
     """
     state, size = State(experiment, devices.devices[0].kind != "host"), model_size(experiment.model, experiment.seq_len)
+    if state.on_host:
+        return tuple(host.update for host in _on_host(experiment, memory, devices))
     iterations = experiment.optimizer.ns_steps if isinstance(experiment.optimizer, Muon) else 0
     seconds = []
     for rank, device in zip(memory.ranks, devices.devices):
@@ -155,6 +160,12 @@ def _optimizer_seconds(experiment: Experiment, memory: Estimate, devices: Hardwa
         products = 5 * iterations * size.dim * matrices
         seconds.append(moved / (speed.bandwidth * BANDWIDTH_SUSTAINED) + products / (speed.flops * FLOPS_SUSTAINED))
     return tuple(seconds)
+
+
+def _on_host(experiment: Experiment, memory: Estimate, devices: Hardware) -> list[HostSeconds]:
+    """Of every rank; all are taken to be on one machine."""
+    state, size = State(experiment, devices.devices[0].kind != "host"), model_size(experiment.model, experiment.seq_len)
+    return [host_seconds(experiment, size, rank.stages, state, len(memory.ranks)) for rank in memory.ranks]
 
 
 def _sum_seconds(experiment: Experiment, memory: Estimate, found: Hardware) -> float:

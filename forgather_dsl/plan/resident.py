@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import Experiment, Pipeline
+from ..specs import Experiment, InBackward, Pipeline
 from ..specs.experiment import num_shards
 from .hardware import GIB
 from .memory import State
 from .occupancy import lookahead
 from .sizes import ModelSize, PartSize
+from .stage_cost import passes
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
 
@@ -24,7 +25,7 @@ PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
 
 class Resident(NamedTuple):
     """Bytes that one rank holds; `copies` of weights during a step; `update` is what the optimizer makes for itself at its
-    end, when no microbatch is alive and no copy."""
+    end, when no microbatch is alive and no copy; `host` is in the host's memory."""
 
     weights: int
     copies: int
@@ -32,6 +33,7 @@ class Resident(NamedTuple):
     optimizer: int
     buffers: int
     update: int
+    host: int = 0
 
 
 def resident(
@@ -51,9 +53,9 @@ def resident(
     if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
         optimizer -= state.bytes_of(size.head, False)[2]
     if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
-        # the copy that an update could be taken back with (train/post_validation.py), of fp32 weights and optimizer state;
+        # the copy that an update could be taken back with (train/post_validation.py), of weights and what goes with them;
         # it goes before the first backward, when nearly as many activations are alive as there will be
-        optimizer += optimizer + 4 * weights // state.weight_bytes
+        optimizer += optimizer + weights
     copies = sum(state.casts(part) for part, _ in parts)
     if last and size.tied and 0 in own:  # the head's gradient is summed apart, and its weight cast
         copies += state.casts(size.head)
@@ -63,9 +65,13 @@ def resident(
         neighbours += shards - 1 if last else 1
     message = message_bytes(experiment, size, state)
     updated = parts[:-1] if last and size.tied and 0 not in own else parts
-    return Resident(
-        weights, copies, gradients, optimizer, lookahead(message) * neighbours * message, state.update(updated)
-    )
+    host = sum(state.on_host_of(*part) for part in updated)
+    if passes(experiment, state):
+        gradients = state.tied_gradient_bytes * size.embedding.parameters if size.tied and (last or 0 in own) else 0
+    if isinstance(experiment.update, InBackward):  # all but a tied weight is updated by then
+        updated = [(size.embedding, False)] if size.tied and 0 in own else []
+    buffers = lookahead(message) * neighbours * message
+    return Resident(weights, copies, gradients, optimizer, buffers, state.update(updated) if updated else 0, host)
 
 
 def message_bytes(experiment: Experiment, size: ModelSize, state: State) -> int:
@@ -81,4 +87,5 @@ def overhead(used: int, on_gpu: bool) -> int:
 def capacity(memory_bytes: int, held: Resident, on_gpu: bool) -> int:
     """Bytes of a card that are left for microbatches; negative where there is too little for the weights alone."""
     usable = int((memory_bytes - CONTEXT) / (1 + FRAGMENTATION)) if on_gpu else memory_bytes - PROCESS
+    usable -= 0 if on_gpu else held.host
     return usable - held.weights - held.copies - held.gradients - held.optimizer - held.buffers

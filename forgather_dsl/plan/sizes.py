@@ -31,6 +31,11 @@ class PartSize(NamedTuple):
     deferred: int = 0  # the same in a backward for inputs alone, which lets no input of a linear layer go
     largest: int = 0  # parameters of its largest matrix
     short_side: int = 0  # the most that a matrix of layers has of the lesser of rows and columns
+    cheap: int = 0  # of `kept`: what NormsAndActivation makes again
+    attended: int = 0  # of `kept`: what attention gives, which KeepAttention keeps
+    attended_fp32: int = 0  # of `kept_fp32`, likewise
+    attention_flops: int = 0  # of `flops`: attention itself, no matrix product with weights
+    closing: int = 0  # parameters of the matrix that it ends with, whose product nobody needs a second time
 
     @property
     def parameters(self) -> int:
@@ -42,12 +47,34 @@ class PartSize(NamedTuple):
         return PartSize(*(a + b for a, b in zip(self, other)))._replace(**most)
 
 
+class Block(NamedTuple):
+    """The parts of a layer: either of its norms, attention, MLP."""
+
+    norm: PartSize
+    attention: PartSize
+    mlp: PartSize
+
+    @property
+    def whole(self) -> PartSize:
+        """The layer: both norms, attention, MLP."""
+        gone = (
+            self.mlp.kept + self.norm.kept
+        )  # by the time the backward pass is at the attention, with gradients instead
+        return (self.norm + self.norm + self.attention + self.mlp)._replace(
+            forward=max(self.attention.forward, self.norm.cheap + self.mlp.forward),
+            backward=max(self.mlp.backward, self.attention.backward - gone),
+            deferred=max(self.mlp.deferred, self.attention.deferred - gone + self.mlp.owed),
+            closing=self.mlp.closing,
+        )
+
+
 class ModelSize(NamedTuple):
     """A decoder: what the first stage has more, each layer, what the last stage has more."""
 
     dim: int
     vocab_size: int
     embedding: PartSize
+    blocks: tuple[Block, ...]
     layers: tuple[PartSize, ...]
     final_norm: PartSize
     head: PartSize
@@ -79,16 +106,17 @@ def _model_size(model: Any, seq_len: int) -> ModelSize:
     left_out: list[str] = []
     known = {"num_heads", "norm", "attention", "mlp"} <= set(getattr(type(model), "__fields__", ()))
     if known:
-        layers = tuple(_layer(model, index, seq_len, left_out) for index in range(model.num_layers))
+        blocks = tuple(_block(model, index, seq_len, left_out) for index in range(model.num_layers))
         final = _counted(_NORMS, model.norm, left_out, model.num_layers, dim)
     else:
         left_out.append(f"the layers of {type(model).__name__}")
-        layers, final = (PartSize(),) * _number(model, "num_layers"), PartSize()
+        blocks, final = (Block(*[PartSize()] * 3),) * _number(model, "num_layers"), PartSize()
     return ModelSize(
         dim=dim,
         vocab_size=vocab,
         embedding=PartSize(matrices=vocab * dim, owed=dim, largest=vocab * dim),
-        layers=layers,
+        blocks=blocks,
+        layers=tuple(block.whole for block in blocks),
         final_norm=final,
         head=PartSize(matrices=vocab * dim, kept=dim, owed=dim + vocab, flops=2 * vocab * dim, largest=vocab * dim),
         tied=bool(getattr(model, "tie_embeddings", False)),
@@ -101,18 +129,13 @@ def _number(model: Any, name: str) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _layer(model: Any, index: int, seq_len: int, left_out: list[str]) -> PartSize:
+def _block(model: Any, index: int, seq_len: int, left_out: list[str]) -> Block:
     norm = _counted(_NORMS, model.norm, left_out, index, model.dim)
     attention = _counted(_ATTENTIONS, model.attention, left_out, index, model, seq_len, left_out)
     mlp = _counted(_MLPS, model.mlp, left_out, index, model.dim, model.ffn_dim)
     if model.dropout:
         left_out.append("dropout masks")
-    gone = mlp.kept + norm.kept  # by the time the backward pass comes to the attention, and the gradients owed instead
-    return (norm + norm + attention + mlp)._replace(
-        forward=max(attention.forward, model.dim + mlp.forward),
-        backward=max(mlp.backward, attention.backward - gone),
-        deferred=max(mlp.deferred, attention.deferred - gone + mlp.owed),
-    )
+    return Block(norm, attention, mlp)
 
 
 def _counted(
@@ -130,12 +153,13 @@ def _counted(
 
 
 def _rms_norm(norm: Any, dim: int) -> PartSize:
-    return PartSize(vectors=dim, kept=dim, kept_fp32=1)
+    """`cheap` is its result, which the part behind it keeps."""
+    return PartSize(vectors=dim, kept=dim, kept_fp32=1, cheap=dim)
 
 
 def _layer_norm(norm: Any, dim: int) -> PartSize:
-    """Kept: the input, and the normalised rows that the scale multiplies."""
-    return PartSize(vectors=dim * (2 if norm.bias else 1), kept=2 * dim, kept_fp32=2)
+    """Kept: the input, and the normalised rows that the scale multiplies; those and its result are `cheap`."""
+    return PartSize(vectors=dim * (2 if norm.bias else 1), kept=2 * dim, kept_fp32=2, cheap=2 * dim)
 
 
 def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) -> PartSize:
@@ -157,6 +181,9 @@ def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) ->
         deferred=2 * dim + 2 * q + max(2 * kv, rotation) + 2 * kv,
         largest=dim * max(q, kv),
         short_side=min(dim, q),
+        attended=0 if attention.dropout else q,
+        attended_fp32=0 if attention.dropout else heads,
+        attention_flops=0 if attention.dropout else 2 * q * reach,
     )
     if attention.dropout:
         left_out.append("attention dropout")
@@ -165,7 +192,8 @@ def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) ->
     unknown: list[str] = []
     norm = _counted(_NORMS, attention.qk_norm, unknown, 0, model.head_dim)
     left_out += unknown
-    rows = PartSize(kept=q + kv, kept_fp32=(heads + model.num_kv_heads) * norm.kept_fp32)  # each head is normalised
+    cheap = 0 if rotation else q + kv  # what is rotated is made again with the rotation only
+    rows = PartSize(kept=q + kv, kept_fp32=(heads + model.num_kv_heads) * norm.kept_fp32, cheap=cheap)  # of each head
     return size + PartSize(vectors=2 * norm.vectors) + (PartSize() if unknown else rows)
 
 
@@ -183,6 +211,8 @@ def _swiglu(mlp: Any, dim: int, ffn: int) -> PartSize:
         deferred=3 * ffn,
         largest=dim * ffn,
         short_side=min(dim, ffn),
+        cheap=2 * ffn,
+        closing=dim * ffn,
     )
 
 
@@ -200,6 +230,8 @@ def _two_matrices(mlp: Any, dim: int, ffn: int) -> PartSize:
         deferred=2 * ffn,
         largest=dim * ffn,
         short_side=min(dim, ffn),
+        cheap=ffn,
+        closing=dim * ffn,
     )
 
 

@@ -57,7 +57,7 @@ def _length(experiment: Experiment) -> dict[str, Any]:
         "microbatch_size": size,
         "batch_size": experiment.batch_size // experiment.microbatch_size * size,
         "steps": min(experiment.steps or STEPS, STEPS),
-        **dict.fromkeys(("tokens", "seconds", "eval_every", "save_every", "sample_every")),
+        **dict.fromkeys(("tokens", "epochs", "seconds", "eval_every", "save_every", "sample_every")),
         "log_every": 1,
         "init_from": None,  # those weights are of the large model
         "sampling": sampling,

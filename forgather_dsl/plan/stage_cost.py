@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment, FullRecompute
-from ..specs.experiment import num_shards
+from ..specs import ChunkedCrossEntropy, Experiment, InBackward
+from ..specs.experiment import num_microbatches, num_shards
+from .kept import LayerCost
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -42,10 +43,10 @@ class StageCost(NamedTuple):
 
     @classmethod
     def of(
-        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> StageCost:
-        """One microbatch on stage `stage` of those with these layers."""
-        return _Walk(experiment, size, ranges, stage, state).cost()
+        """One microbatch on stage `stage` of those with these layers, which keeps what `policy` says."""
+        return _Walk(experiment, size, ranges, stage, state, policy).cost()
 
     @classmethod
     def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, state: State) -> StageCost:
@@ -56,29 +57,38 @@ class StageCost(NamedTuple):
         kept = Held(activations=message, loss=tokens * state.number_bytes * rows)  # F takes it, W gives it back as owed
         lasting = Held(weights=state.casts(part))
         wide = Held(activations=message, loss=tokens * 4 * rows if state.number_bytes < 4 else 0)
-        product = Held(activations=2 * part.matrices if state.mixed else 0)
-        gradients = Held(gradients=state.weight_bytes * part.parameters)
+        product = Held(activations=2 * part.matrices if state.apart else 0)
+        gradients = Held(gradients=state.gradient_bytes * part.parameters)
+        if passes(experiment, state):
+            freed = gradients.plus(product).plus(Held(gradients=state.update([(part, False)])))
+            return cls(kept, kept, lasting, Held(), lasting.plus(kept).plus(wide), Held(), Held(), freed, Held(), freed)
         return cls(
             kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
             backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
         )  # fmt: skip
 
 
+def passes(experiment: Experiment, state: State) -> bool:
+    """Whether every backward frees its gradients: they leave for the host, or the one microbatch of a step updates."""
+    return state.leaving or (isinstance(experiment.update, InBackward) and num_microbatches(experiment) == 1)
+
+
 class _Walk:
     """Goes through a stage's layers as its actions do. `now` is what an action has come to, `most` its peak so far."""
 
     def __init__(
-        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State
+        self, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> None:
         self.size, self.state = size, state
         self.tokens = experiment.microbatch_size * experiment.seq_len
-        self.layers = [size.layers[index] for index in ranges[stage]]
+        self.layers = [LayerCost.of(size.blocks[index], size.dim, policy) for index in ranges[stage]]
         self.first, self.last = stage == 0, stage == len(ranges) - 1
         self.shards = num_shards(experiment)
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
-        self.again = isinstance(experiment.recompute, FullRecompute)
         loss = experiment.loss
         self.chunk = min(loss.chunk, self.tokens) if isinstance(loss, ChunkedCrossEntropy) and self.last else 0
+        self.passing = passes(experiment, state)
+        self.before = Held()  # of the part that arrived last: on its way to the host
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
         self.now = self.most = Held()
 
@@ -106,19 +116,38 @@ class _Walk:
 
     def gradient_of(self, part: PartSize) -> Held:
         """What the first backward makes for a part's weights."""
-        return Held(gradients=self.state.weight_bytes * part.parameters)
+        if part is self.size.embedding and self.state.leaving and not self.size.tied:
+            return Held()  # its rows go to the host as they are
+        if not self.size.tied or not (part is self.size.embedding or part is self.end):
+            return Held(gradients=self.state.gradient_bytes * part.parameters)
+        norm = self.size.final_norm.parameters if part is self.end else 0
+        return Held(
+            gradients=self.state.tied_gradient_bytes * (part.parameters - norm) + self.state.gradient_bytes * norm
+        )
 
-    def kept(self, layer: PartSize) -> Held:
-        """From F to B of one layer."""
-        return self.numbers(self.size.dim) if self.again else self.numbers(layer.kept, layer.kept_fp32)
+    def stays(self, part: PartSize) -> bool:
+        """Whether a part's gradient is alive to the end of the step: a tied weight's two meet there."""
+        return not self.passing or (self.size.tied and (part is self.size.embedding or part is self.end))
 
-    def embedded(self) -> Held:
-        """Rows of the embedding, or their gradients, in the format of its weight: as they are read or added."""
-        return Held(activations=self.tokens * self.state.weight_bytes * self.size.dim)
+    def passed(self, part: PartSize, in_layer: bool) -> None:
+        """All gradients of a part are there: it is updated and they go, or they are on their way while the next ones come."""
+        if self.stays(part):
+            return
+        if self.state.leaving:
+            self.add(self.before, -1)
+            self.before = self.gradient_of(part)
+            return
+        self.touch(Held(gradients=self.state.update([(part, in_layer)])))
+        self.add(self.gradient_of(part), -1)
+
+    def embedded(self, backward: bool = False) -> Held:
+        """Rows of the embedding as they are read, or their gradients as they are added, in the format of either."""
+        each = self.state.gradient_bytes if backward else self.state.weight_bytes
+        return Held(activations=self.tokens * each * self.size.dim)
 
     def product(self, part: PartSize) -> Held:
         """A weight's gradient in bfloat16, on its way into the fp32 sum; one format for both needs no such step."""
-        apart = self.state.mixed or (self.state.float8 and part.short_side)  # the head's product is not in float8
+        apart = self.state.apart or (self.state.float8 and part.short_side)  # the head's product is not in float8
         return Held(activations=2 * part.largest if apart else 0)
 
     def factors(self, layer: PartSize, kind: str) -> Held:
@@ -130,9 +159,16 @@ class _Walk:
         scaled, gradient = 3 * layer.largest, 2 * layer.largest + wide + self.tokens * self.size.dim
         return Held(activations={"F": scaled + wide, "I": scaled, "W": gradient, "B": max(scaled, gradient)}[kind])
 
+    def recomputed(self, layer: LayerCost) -> Held:
+        """What the backward of a layer has made again before its products run, where these are in float8."""
+        kept, fp32 = layer.kept
+        again = self.numbers(layer.size.kept - kept, layer.size.kept_fp32 - fp32)
+        return again if self.state.float8 else Held()
+
     def cost(self) -> StageCost:
         """All of it."""
-        parts = [*self.layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
+        layers = [layer.size for layer in self.layers]
+        parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
         copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
@@ -141,8 +177,8 @@ class _Walk:
         for _, held in self.owed():
             owed = owed.plus(held)
         weights, first_weights = self.weights(first=False), self.weights(first=True)
-        gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts))
-        early = self.gradient_of(self.size.head) if self.chunk else Held()
+        gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts if self.stays(part)))
+        early = self.gradient_of(self.size.head) if self.chunk and self.stays(self.end) else Held()
         return StageCost(kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights, early)
 
     def forward(self, copies: Held) -> Held:
@@ -153,11 +189,9 @@ class _Walk:
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:
-            if self.again:
-                self.touch(self.numbers(dim + layer.forward))
-                self.touch(self.numbers(2 * dim + layer.largest // dim).plus(self.factors(layer, "F")))
-            self.add(self.kept(layer))
-            self.touch(self.factors(layer, "F"))
+            self.touch(self.numbers(layer.running))
+            self.add(self.numbers(*layer.kept))
+            self.touch(self.factors(layer.size, "F"))
             self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
         if not self.last:
             self.add(self.numbers(dim))
@@ -176,7 +210,7 @@ class _Walk:
         if self.last and not self.shards and not self.chunk:
             yield self.end, self.logits(0, 1).plus(self.numbers(self.size.dim))
         for layer in reversed(self.layers):
-            yield layer, self.numbers(layer.owed)
+            yield layer.size, self.numbers(layer.size.owed)
         if self.first:
             yield self.size.embedding, self.numbers(self.size.dim)
 
@@ -184,11 +218,13 @@ class _Walk:
         """W, which lets go of each part's tensors as it is done with them."""
         self.restart()
         for part, owed in self.owed():
-            if first:
+            if first or not self.stays(part):
                 self.add(self.gradient_of(part))
             factors = self.factors(part, "W") if part.short_side else Held()
-            self.touch(max(self.product(part), factors, key=sum) if part.flops else self.embedded())
+            self.touch(max(self.product(part), factors, key=sum) if part.flops else self.embedded(backward=True))
             self.add(owed, -1)
+            self.passed(part, in_layer=any(part is layer.size for layer in self.layers))
+        self.before = Held()
         return self.most
 
     def backward(self, deferring: bool, first: bool) -> Held:
@@ -200,29 +236,36 @@ class _Walk:
         for number, layer in enumerate(reversed(self.layers)):
             if number == 1 and not self.last and not deferring:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
-            if self.again:
-                self.add(self.numbers(layer.kept - self.size.dim, layer.kept_fp32))
-                self.touch(self.factors(layer, "F"))
             self.layer_backward(layer, deferring, first)
             if deferring:
-                self.add(self.numbers(layer.owed))
-        if self.first and first:
+                self.add(self.numbers(layer.size.owed))
+        if self.first and (first or not self.stays(self.size.embedding)):
             self.add(self.gradient_of(self.size.embedding))
         if self.first:
-            self.touch(self.embedded())
+            self.touch(self.embedded(backward=True))
+        if self.first and not deferring:
+            self.passed(self.size.embedding, in_layer=False)
+        self.before = Held()
         return self.most
 
-    def layer_backward(self, layer: PartSize, deferring: bool, first: bool) -> None:
+    def layer_backward(self, layer: LayerCost, deferring: bool, first: bool) -> None:
         """At the most where the MLP is; by then the first B has made the gradient of its last matrix, of the others later."""
-        one = Held(gradients=self.state.weight_bytes * layer.largest)
+        first = first or (self.passing and not deferring)
+        one = Held(gradients=self.state.gradient_bytes * layer.size.largest)
         if first:
             self.add(one)
-        self.touch(self.numbers(layer.deferred if deferring else layer.backward))
-        self.touch(self.factors(layer, "I" if deferring else "B"))
+        for numbers, fp32 in layer.inputs if deferring else layer.backward:
+            self.touch(self.numbers(numbers, fp32))
+        self.touch(self.recomputed(layer).plus(self.factors(layer.size, "I" if deferring else "B")))
         if not deferring:
-            self.touch(self.product(layer))
-        change = self.numbers(-layer.kept, -layer.kept_fp32)
-        self.add(change.plus(self.gradient_of(layer)).plus(one, -1) if first else change)
+            self.touch(self.product(layer.size))
+        change = self.numbers(*layer.kept)
+        self.add(change, -1)
+        if first:
+            self.add(self.gradient_of(layer.size))
+            self.add(one, -1)
+        if not deferring:
+            self.passed(layer.size, in_layer=True)
 
     def tail(self, deferring: bool, first: bool) -> None:
         """The loss, the head and the final norm."""
@@ -232,13 +275,15 @@ class _Walk:
             self.add(self.numbers(-tail.kept, -tail.kept_fp32))
             return
         if self.chunk:
-            self.chunks(first and not deferring)
+            self.chunks((first or not self.stays(tail)) and not deferring)
             self.touch(self.numbers(self.size.dim))
             self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
+            if not deferring:
+                self.passed(tail, in_layer=False)
             return
         self.touch(self.logits(2))  # of the log-softmax, and of the logits
         self.add(self.logits(1), -1)
-        if first and not deferring:
+        if (first or not self.stays(tail)) and not deferring:
             self.add(self.gradient_of(tail))
         if not deferring:
             self.touch(self.logits(0, 1).plus(self.product(tail)))
@@ -246,6 +291,8 @@ class _Walk:
         self.add(self.numbers(tail.kept, tail.kept_fp32), -1)
         if deferring:
             self.add(self.logits(0, 1).plus(self.numbers(self.size.dim)))
+        else:
+            self.passed(tail, in_layer=False)
 
     def chunks(self, first: bool) -> None:
         """The loss and the head's gradients, a chunk of tokens after the other; in fp32 a few rows of logits and of two

@@ -44,13 +44,15 @@ def speed(data: dict[str, Any]) -> str:
 def ranks_table(data: dict[str, Any]) -> Table:
     """Headers and rows: what each rank holds, GiB by kind at its peak, busy time and bubble."""
     kinds = list(data["ranks"][0]["memory_gib"])
-    headers = ("rank", "stages", "GiB", "of", *kinds, "busy s", "bubble")
+    on_host = any(rank["host_gib"] for rank in data["ranks"])
+    headers = ("rank", "stages", "GiB", "of", *kinds, *["on the host"] * on_host, "busy s", "bubble")
     rows = []
     for rank in data["ranks"]:
         memory = [f"{rank['memory_gib'][kind]:.2f}" for kind in kinds]
         peak = f"{rank['peak_gib']:.1f}" + ("" if rank["fits"] else " !")
         stages = "; ".join(map(_stage, rank["stages"])) + ", a shard of the head" * rank["head_shard"]
         timed = (f"{rank['busy_seconds']:.3g}", f"{rank['bubble']:.1%}")
+        memory += [f"{rank['host_gib']:.2f}"] * on_host
         rows.append((str(rank["rank"]), stages, peak, f"{rank['device_gib']:.1f}", *memory, *timed))
     return headers, rows
 
@@ -58,7 +60,8 @@ def ranks_table(data: dict[str, Any]) -> Table:
 def _stage(stage: dict[str, Any]) -> str:
     first, last = stage["first_layer"], stage["first_layer"] + stage["layers"] - 1
     layers = f"layer {first}" if first == last else f"layers {first}-{last}"
-    return f"{'embedding, ' * stage['embedding']}{layers}{', head' * stage['head']}"
+    again = "" if stage["recompute"] == "none" else f" ({stage['recompute'].replace('_', ' ')})"
+    return f"{'embedding, ' * stage['embedding']}{layers}{again}{', head' * stage['head']}"
 
 
 def comparison_table(data: dict[str, Any]) -> Table:
@@ -85,6 +88,9 @@ def assumed(data: dict[str, Any]) -> list[str]:
     told.append(f"memory {' and '.join(bandwidths)}, {a['bandwidth_sustained']:.0%} of it sustained")
     if len(data["ranks"]) > 1:
         told.append(f"link {a['link_gb_per_second']:.3g} GB/s each way, {a['latency_microseconds']:.3g} us")
+    if "host_memory_gb_per_second" in a:
+        rates = f"{a['card_to_host_gb_per_second']:.3g} GB/s each way", f"{a['host_memory_gb_per_second']:.3g} GB/s"
+        told.append(f"between a card and the host {rates[0]}, of the host's memory {rates[1]} for all ranks")
     if "seconds_measured_on" in a:
         told.append(f"seconds measured on {a['seconds_measured_on']}")
     if data["left_out"]:

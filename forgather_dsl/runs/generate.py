@@ -6,12 +6,13 @@ import os
 
 import torch
 
+from ..data.chat_prompt import ask
 from ..dsl import build
 from ..errors import UserError
 from ..models.cache import KVCache, decoding
 from ..models.init import tie_weights
 from ..parallel.group import World
-from ..specs import Experiment
+from ..specs import ChatSource, Experiment
 from ..train import checkpoint
 from ..train.agreement import Ranks
 from ..train.prepare import check_sources
@@ -30,9 +31,37 @@ def generate(
     temperature: float,
     top_k: int | None,
     seed: int,
+    chat: bool,
 ) -> str:
-    """The prompt and up to `max_new_tokens` tokens more; ends early at a document boundary."""
+    """The prompt and up to `max_new_tokens` tokens more; ends early at a document boundary.
+
+    With `chat` the prompt is a user's message, written by the run's template, and its answer alone is returned.
+    """
+    if chat and not isinstance(experiment.data, ChatSource):
+        name = type(experiment.data).__name__
+        raise UserError(f"{path} was not trained on chat data but on {name}, so it has no template; leave out --chat")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _model(path, experiment, device)
+    source, _, memo = check_sources(experiment)
+    tokenizer = build(experiment.tokenizer, memo=memo)
+    pick, cache = picker(temperature, top_k, seed), KVCache()
+    added: list[int] = []
+    tokens, end = (
+        ask(source, tokenizer, prompt) if chat else ([tokenizer.eos_id, *tokenizer.encode(prompt)], tokenizer.eos_id)
+    )
+    with decoding(), repeatable(experiment.deterministic, device):
+        while len(added) < max_new_tokens:
+            logits = model(torch.tensor([tokens], device=device), None, cache)
+            token = pick(logits[0, -1])
+            if token == end:
+                break
+            added.append(token)
+            tokens = [token]
+    return tokenizer.decode(added).strip() if chat else prompt + tokenizer.decode(added)
+
+
+def _model(path: str, experiment: Experiment, device: torch.device) -> torch.nn.Module:
+    """With the weights of the newest checkpoint. Raises UserError: there is none."""
     saved = checkpoint.newest(os.path.join(path, "checkpoints"), Ranks(World(0, 1, device, None), []))
     if saved is None:
         raise UserError(
@@ -50,18 +79,4 @@ def generate(
         raise UserError(wrong)
     for key, tensor in saved.tensors(shapes):
         parameters[key.removeprefix("weights/")].copy_(tensor)
-    model.eval()
-    _, _, memo = check_sources(experiment)
-    tokenizer = build(experiment.tokenizer, memo=memo)
-    pick, cache = picker(temperature, top_k, seed), KVCache()
-    added: list[int] = []
-    tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
-    with decoding(), repeatable(experiment.deterministic, device):
-        while len(added) < max_new_tokens:
-            logits = model(torch.tensor([tokens], device=device), None, cache)
-            token = pick(logits[0, -1])
-            if token == tokenizer.eos_id:
-                break
-            added.append(token)
-            tokens = [token]
-    return prompt + tokenizer.decode(added)
+    return model.eval()

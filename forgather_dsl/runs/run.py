@@ -71,15 +71,17 @@ class Run:
         temperature: float = 0.7,
         top_k: int | None = 50,
         seed: int = 0,
+        chat: bool = False,
         trust: bool = False,
     ) -> str:
         """The prompt and what the model of the newest checkpoint adds.
 
         Args:
+            chat: the prompt is a user's message, and the answer alone is returned; for runs on chat data.
             trust: import the user's own components that the run names.
 
         Raises:
-            UserError: there is no checkpoint.
+            UserError: there is no checkpoint, or no chat template.
         """
         from .generate import generate
 
@@ -88,5 +90,5 @@ class Run:
             from ..train.directory import read_config
 
             experiment = read_config(self.path, trust=True)
-        pick = {"temperature": temperature, "top_k": top_k, "seed": seed}
+        pick = {"temperature": temperature, "top_k": top_k, "seed": seed, "chat": chat}
         return generate(self.path, experiment, prompt, max_new_tokens, **pick)

@@ -65,6 +65,40 @@ class HF(Source["forgather_dsl.data.sources.HF"]):
     streaming: bool = False
 
 
+class ChatSource(Source[T], abstract=True):
+    """Conversations, written as `template` says, packed into sequences; the loss is that of the assistant's turns."""
+
+    shape: Literal["auto", "messages", "sharegpt", "prompt", "alpaca"] = "auto"  # of a record
+    template: str | None = None  # None: the tokenizer's own; "chatml", "llama3", "mistral", "plain", a file, or Jinja
+    system: str | None = None  # said first where a conversation has no system message
+    train_on: Literal["assistant", "last", "all"] = "assistant"  # turns of the assistant, the last one, or everything
+    too_long: Literal["truncate", "cut", "drop", "refuse"] = "truncate"  # a conversation longer than seq_len
+    bad: Literal["refuse", "skip"] = "refuse"  # records that cannot be trained on exactly
+
+
+class Chat(ChatSource["forgather_dsl.data.chat.Chat"]):
+    """Files of JSON lines, JSON arrays or Parquet, or a dataset of the hub or a local folder."""
+
+    paths: tuple[str, ...] = attrs.field(default=(), converter=_paths)
+    dataset: str | None = None  # instead of paths: a hub id, or a folder that `datasets` reads
+    name: str | None = None  # the hub's configuration name
+    subset_split: str = "train"  # the split as the hub names it
+    streaming: bool = False
+
+    def __check__(self) -> Any:
+        if bool(self.paths) == (self.dataset is not None):
+            yield "paths", "write paths=('chats.jsonl',) or dataset='org/name', one of them"
+        if self.dataset is None and (self.name, self.subset_split, self.streaming) != (None, "train", False):
+            yield "dataset", "name, subset_split and streaming are of a dataset, and there is none; leave them out"
+
+
+class StdlibChat(ChatSource["forgather_dsl.data.stdlib_chat.StdlibChat"]):
+    """Questions about Python's own library, answered with its docstrings: chat data on every machine, offline."""
+
+    held_out = 0.05
+    template = "plain"
+
+
 class Tokenizer(Lazy[T], abstract=True):
     """Text to token ids and back, with one id for the document boundary."""
 

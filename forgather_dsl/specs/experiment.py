@@ -7,25 +7,24 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ..dsl import Lazy, derived, replace
-from .data import Source, Stdlib, Tokenizer, TrainedBPE
+from .data import ChatSource, Source, Stdlib, Tokenizer, TrainedBPE
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
+from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
+from .recompute import NoRecompute, Recompute
 from .training import (
+    BF16,
     FP8,
-    AdamW,
     BF16Mixed,
     CrossEntropy,
     Loss,
     LRSchedule,
-    Muon,
-    NoRecompute,
-    Optimizer,
     Precision,
-    Recompute,
     WarmupCosine,
 )
+from .update import AfterBackward, Update
 from .validators import at_least, positive
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 
 MOST_MICROBATCHES = 16_384
+OWN_OPTIMIZERS = "forgather_dsl.train.optim."
 
 
 def _whole_batch(self: Experiment) -> int:
@@ -53,6 +53,11 @@ def _llama(self: Experiment) -> Model:
     return Llama(vocab_size=self.tokenizer.vocab_size)
 
 
+def _packed(self: Experiment) -> bool:
+    """Conversations that share a sequence have nothing to do with one another."""
+    return isinstance(self.data, ChatSource)
+
+
 class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     """A training run as a value. `build` makes a Trainer of it; `python -m forgather_dsl run file.py:Class` trains it."""
 
@@ -63,12 +68,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         default=8, validator=at_least(1, 2**24)
     )  # sequences per optimizer step, over everything
     steps: int | None = attrs.field(default=None, validator=at_least(1))  # the first of steps,
-    tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens
+    tokens: int | None = attrs.field(default=None, validator=at_least(1))  # trained tokens,
+    epochs: float | None = attrs.field(default=None, validator=positive)  # times through the data
     seconds: float | None = attrs.field(default=None, validator=positive)  # and seconds to be reached ends the run
     seed: int = attrs.field(default=0, validator=at_least(0))
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face folder whose weights the first start takes
     data: Source = Stdlib()
-    isolate_documents: bool = False  # attention does not cross document boundaries
+    isolate_documents: bool = derived(_packed)  # attention does not cross document boundaries
     optimizer: Optimizer = AdamW()
     lr_schedule: LRSchedule = WarmupCosine()
     clip_norm: float | None = attrs.field(default=1.0, validator=positive)
@@ -76,6 +82,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     deterministic: bool = True  # the same bits from every run on a GPU too; attention's backward is slower for it
     hardware: str = "auto"  # "4x24GB", "24GB+12GB", or what is here
     parallel: Parallel = Single()
+    update: Update = AfterBackward()  # when and where the optimizer steps
     recompute: Recompute = NoRecompute()
     loss: Loss = CrossEntropy()
     compile: bool = False  # what lies between a layer's products by torch.compile; the first step then takes minutes
@@ -101,24 +108,49 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
 
     def __check__(self) -> Any:
         yield from self.__check_batch__()
-        if self.steps is None and self.tokens is None and self.seconds is None:
-            yield "steps", "nothing ends this run; write steps = 1000, tokens = ... or seconds = ..."
+        if all(stop is None for stop in (self.steps, self.tokens, self.epochs, self.seconds)):
+            yield "steps", "nothing ends this run; write steps = 1000, tokens = ..., epochs = ... or seconds = ..."
         if self.model.vocab_size < self.tokenizer.vocab_size:
             yield (
                 "model.vocab_size",
                 f"{self.model.vocab_size} is smaller than the tokenizer's {self.tokenizer.vocab_size}; "
                 f"write vocab_size={self.tokenizer.vocab_size}, or patch(Llama, ...) to keep what the base passes down",
             )
-        rows = self.seq_len * self.microbatch_size
+        yield from self.__check_products__()
+        if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
+            yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
+        rounding = self.precision.rounding if isinstance(self.precision, BF16) else "exact"
+        if rounding != "exact" and not str(type(self.optimizer).__target__).startswith(OWN_OPTIMIZERS):
+            yield (
+                "precision.rounding",
+                f"{rounding} is done by the optimizers of this package, and {type(self.optimizer).__name__} is not one of "
+                "them; leave it out: exact masters go with every optimizer",
+            )
+        yield from self.__check_stages__()
+        yield from self.update.__refused__(self)
+
+    def __check_products__(self) -> Any:
+        """Of float8 and compiled layers, what they do not go with."""
+        rows, tiles = self.seq_len * self.microbatch_size, getattr(self.recompute, "mlp_tiles", 1)
         if isinstance(self.precision, FP8) and rows % 16:
             yield (
                 "precision",
                 f"FP8() adds over the tokens of a microbatch, 16 at a time, and it has {rows}; write a seq_len that is a "
                 "multiple of 16, or precision=BF16()",
             )
-        if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
-            yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
-        yield from self.__check_stages__()
+        if isinstance(self.precision, FP8) and tiles > 1:
+            yield (
+                "recompute.mlp_tiles",
+                "FP8() scales a tensor as a whole, so that tiles would be rounded otherwise; write mlp_tiles=1, or "
+                "precision=BF16()",
+            )
+        if self.compile and (tiles > 1 or not isinstance(self.recompute, (NoRecompute, FullRecompute))):
+            what = f"mlp_tiles={tiles}" if tiles > 1 else f"{type(self.recompute).__name__}()"
+            yield (
+                "compile",
+                f"{what} takes a layer apart, which is then no longer compiled as one; write compile = False, or "
+                "recompute = FullRecompute()",
+            )
 
     def __check_batch__(self) -> Any:
         replicas = num_replicas(self)
@@ -178,11 +210,11 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         if type(self.loss).__target__ != CrossEntropy.__target__:
             name = type(self.loss).__name__
             yield f"the shards compute cross entropy themselves, not {name}; leave it out, or write loss=CrossEntropy()"
-        if type(self.optimizer).__target__ not in (AdamW.__target__, Muon.__target__):
+        if type(self.optimizer).__target__ not in [kind.__target__ for kind in (AdamW, Lion, Muon, SGD)]:
             name = type(self.optimizer).__name__
             yield (
                 f"{name} is not known to treat every number of the head by itself, so shards would not learn what the "
-                "whole learns; leave it out, or write optimizer=AdamW() or Muon()"
+                "whole learns; leave it out, or write optimizer=AdamW(), Lion(), Muon() or SGD()"
             )
 
 

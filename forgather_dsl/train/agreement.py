@@ -19,11 +19,10 @@ from torch import Tensor
 from ..parallel.failures import PeerLost
 from ..parallel.group import World
 from ..parallel.progress import PROGRESS
-from .gradients import sum_of_squares
 
 
 class Said(NamedTuple):
-    """What one rank brings to the exchange of a step, beside its gradients."""
+    """What one rank brings to the exchange of a step, beside its gradients' norms."""
 
     loss_sum: float | None = None  # nats; None on ranks that do not hold the loss
     seconds: float = 0.0  # of training so far; rank 0's counts
@@ -83,16 +82,18 @@ class Ranks:
         """Sum over ranks."""
         return sum(self.gather(value))
 
-    def agree(self, gradients: Mapping[str, Tensor | None], said: Said) -> Agreed:
-        """Exchange one step's gradient norms and numbers. Raises PeerLost when a rank is gone."""
-        return self.start(gradients, said).wait()
+    def agree(self, squares: Mapping[str, Tensor], said: Said) -> Agreed:
+        """Exchange one step's gradient norms (`squares`: their sums of squares, by name) and numbers.
 
-    def start(self, gradients: Mapping[str, Tensor | None], said: Said) -> Exchange:
+        Raises PeerLost when a rank is gone.
+        """
+        return self.start(squares, said).wait()
+
+    def start(self, squares: Mapping[str, Tensor], said: Said) -> Exchange:
         """`agree` without waiting for the others."""
         tail = len(self.names)
         vector = torch.zeros(tail + 5 + 3 * self.world, dtype=torch.float64)
-        squares = {name: sum_of_squares(g) for name, g in gradients.items() if g is not None and self.first}
-        if squares:
+        if squares and self.first:
             values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
             vector[[self._slot[name] for name in squares]] = values
         vector[tail] = said.seconds if self.rank == 0 else 0.0

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 __all__ = ["as_on_gpu"]
 
@@ -26,7 +27,7 @@ IN_FP32 = ("layer_norm", "group_norm", "softmax", "log_softmax")  # under CUDA's
 def as_on_gpu() -> Iterator[None]:
     """Functions of torch.nn.functional make and keep what they would on CUDA, in the whole process, while this lasts."""
     stand_ins: dict[str, Callable[..., Tensor]] = {name: partial(_in_fp32, getattr(F, name)) for name in IN_FP32}
-    stand_ins["rms_norm"] = partial(_in_fp32, _rms_norm)
+    stand_ins["rms_norm"] = partial(_in_fp32, rms_norm)
     stand_ins["scaled_dot_product_attention"] = partial(_attention, F.scaled_dot_product_attention)
     originals = {name: getattr(F, name) for name in stand_ins}
     try:
@@ -49,7 +50,10 @@ def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Seen by modes as one function, as torch's own is."""
+    if has_torch_function_variadic(x, weight):
+        return handle_torch_function(rms_norm, (x, weight), x, normalized_shape, weight, eps)
     return _FusedRMSNorm.apply(x, weight)  # type: ignore[return-value]
 
 

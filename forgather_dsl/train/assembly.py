@@ -5,11 +5,14 @@ In: an experiment and its layout. Out: modules whose weights hold no values yet,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ..dsl import build
+from ..dsl.imports import import_target
 from ..errors import UserError
 from ..models.parts import drop_part, part_of
 from ..parallel.float8 import to_float8
@@ -17,10 +20,10 @@ from ..parallel.losses import takes_head
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import FP8, Experiment, FullRecompute, Muon
+from ..specs import FP8, Experiment, Muon, OnHost
 from .chunked_loss import ChunkedCrossEntropy, check_head
-from .master import ExactMaster
-from .optimizers import parameter_groups, role
+from .optim import Engine, Foreign, Keeping, parameter_groups, role
+from .update.host_optimizer import HostOptimizer
 
 __all__ = ["make_loss", "make_model", "make_optimizer", "make_shard", "make_stage"]
 
@@ -40,11 +43,31 @@ def make_stage(
         drop_part(model, "head")  # a shard of it is on every rank
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
         check_head(part_of(model, "head"), type(experiment.loss).__name__)
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    recompute: Any = layout.policies(experiment)[index]
     stage = Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
     if isinstance(experiment.precision, FP8):
         to_float8(stage.model.layers)
+    tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []
+    for parameter in stage.model.parameters():
+        parameter.grad_dtype = gradient_dtype(experiment, parameter)
+    for module in tied if leaves(experiment) else ():  # their two gradients meet on the device
+        if module is not None:
+            module.weight.grad_dtype = torch.float32
     return stage
+
+
+def gradient_dtype(experiment: Experiment, parameter: torch.Tensor) -> torch.dtype:
+    """What a gradient is added up in on the device. Where it leaves after each microbatch, that of a matrix, which is one
+    product, needs no more than the weight's format; vectors are sums."""
+    precision = build(experiment.precision)
+    if leaves(experiment):
+        return parameter.dtype if parameter.ndim > 1 else torch.float32
+    return getattr(precision, "gradients", precision.parameters)
+
+
+def leaves(experiment: Experiment) -> bool:
+    """Whether gradients leave the device after each microbatch."""
+    return isinstance(experiment.update, OnHost) and experiment.update.gradients == "host"
 
 
 def make_shard(
@@ -56,6 +79,7 @@ def make_shard(
     """
     rank, shards = index - layout.schedule.num_stages, layout.schedule.num_shards
     shard = HeadShard(make_model(experiment), index, rank, shards, device, autocast)
+    shard.weight.grad_dtype = gradient_dtype(experiment, shard.weight)
     if isinstance(experiment.optimizer, Muon) and role(shard.name, shard.weight) == "matrix":
         raise UserError(
             f"parallel.spread_head: Muon would take {shard.name} for a matrix of a layer, and a shard of it cannot be made "
@@ -72,9 +96,24 @@ def make_loss(experiment: Experiment, device: torch.device) -> Any:
     return loss
 
 
-def make_optimizer(experiment: Experiment, parameters: dict[str, torch.nn.Parameter]) -> Any:
-    """The experiment's optimizer over `parameters`; over their fp32 masters where they are narrower."""
-    groups = parameter_groups(parameters.items())
-    if build(experiment.precision).parameters == torch.float32:
+def make_optimizer(
+    experiment: Experiment,
+    parameters: dict[str, torch.nn.Parameter],
+    first_rows: Mapping[str, int] = MappingProxyType({}),
+) -> Engine | Foreign | HostOptimizer:
+    """The experiment's optimizer over `parameters`, or over their masters on the host; `first_rows` of those that are a part
+    of a larger tensor, by number."""
+    if isinstance(experiment.update, OnHost):
+        return HostOptimizer(parameters, lambda hosts: _optimizer(experiment, hosts, first_rows))
+    return _optimizer(experiment, parameters, first_rows)
+
+
+def _optimizer(
+    experiment: Experiment, parameters: dict[str, torch.nn.Parameter], first_rows: Mapping[str, int]
+) -> Engine | Foreign:
+    rounding = getattr(build(experiment.precision), "rounding", "exact")
+    groups = parameter_groups(parameters.items(), Keeping(rounding, experiment.seed, first_rows))
+    target = import_target(type(experiment.optimizer))
+    if isinstance(target, type) and issubclass(target, Engine):
         return build(experiment.optimizer, params=groups)
-    return ExactMaster(groups, lambda masters: build(experiment.optimizer, params=masters))
+    return Foreign(groups, lambda singles: build(experiment.optimizer, params=singles))

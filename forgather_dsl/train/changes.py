@@ -6,6 +6,7 @@ stop, with its effect on the learning rate; anything else needs `--allow-change`
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -33,7 +34,7 @@ FREE = (
     "save_every",
     "sample_every",
 )
-STOPS = ("steps", "tokens", "seconds")
+STOPS = ("steps", "tokens", "epochs", "seconds")
 
 
 def refuse_changes(experiment: Experiment, path: str, allow_change: bool) -> list[str]:
@@ -114,12 +115,14 @@ def _progress(experiment: Experiment, at: dict[str, float]) -> float:
 
 
 def _reached(path: str) -> dict[str, Any] | None:
-    """Steps, tokens and seconds of the newest checkpoint; None when there is none that can be read."""
+    """Steps, tokens, epochs and seconds of the newest checkpoint; None when there is none that can be read."""
     for checkpoint in listed(os.path.join(path, "checkpoints")):
         try:
             found = manifest.read(checkpoint)
             state = found["state"]
-            return {"steps": found["step"], "tokens": state["tokens"], "seconds": state["seconds"]}
+            data = state.get("data") or {"epoch": 0, "position": 0}  # an imported checkpoint has none
+            epochs = data["epoch"] + data["position"] / data.get("sequences", math.inf)
+            return {"steps": found["step"], "tokens": state["tokens"], "epochs": epochs, "seconds": state["seconds"]}
         except (OSError, ValueError, KeyError):
             continue
     return None

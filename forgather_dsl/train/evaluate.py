@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..data.chat_prompt import ask
+from ..data.chat_source import ChatSource
 from .batches import tensors
 from .sampling import picker
 from .session import Session
@@ -16,7 +18,9 @@ class Evaluation(NamedTuple):
     """Over the held-out documents."""
 
     loss: float  # nats per token
-    bits_per_byte: float  # of the text in UTF-8; the boundaries' bits are counted, their bytes are none
+    bits_per_byte: (
+        float  # of the predicted text in UTF-8; bits of boundaries and ends of turns count, bytes they have none
+    )
 
 
 def evaluate(session: Session) -> Evaluation:
@@ -36,14 +40,18 @@ def evaluate(session: Session) -> Evaluation:
         valid += batch.num_valid
     nats = session.ranks.total(total)
     session.evaluated = (session.step, nats / valid)
-    return Evaluation(nats / valid, nats / math.log(2) / session.held_out.tokens.num_bytes)
+    return Evaluation(nats / valid, nats / math.log(2) / session.held_out.num_bytes)
 
 
 def write_sample(session: Session) -> str:
-    """The prompt and what the model adds; the same for every layout."""
+    """The prompt and what the model adds, of a chat model its answer; the same for every layout."""
     sampling, tokenizer = session.experiment.sampling, session.prepared.tokenizer
     assert sampling is not None
-    prompt = [tokenizer.eos_id, *tokenizer.encode(sampling.prompt)]
+    prompt, end = [tokenizer.eos_id, *tokenizer.encode(sampling.prompt)], tokenizer.eos_id
+    chat = session.prepared.source if isinstance(session.prepared.source, ChatSource) else None
+    if chat is not None:
+        prompt, end = ask(chat, tokenizer, sampling.prompt)
     pick = picker(sampling.temperature, sampling.top_k, session.experiment.seed)
-    added = session.pipeline.sample(torch.tensor([prompt]), sampling.max_new_tokens, pick, tokenizer.eos_id)
-    return sampling.prompt + tokenizer.decode([t for t in added if t != tokenizer.eos_id])
+    added = session.pipeline.sample(torch.tensor([prompt]), sampling.max_new_tokens, pick, end)
+    written = tokenizer.decode([t for t in added if t != end])
+    return sampling.prompt + (written if chat is None else f"\n-> {written.strip()}")

@@ -30,12 +30,16 @@ from ..plan.occupancy import Occupancy
 from ..plan.resident import message_bytes
 from ..plan.sizes import model_size
 from ..plan.stage_cost import StageCost
-from ..specs import BF16Mixed, Experiment
+from ..specs import BF16Mixed, Experiment, OnHost
 from .as_gpu import as_on_gpu
 from .assembly import make_model, make_optimizer, make_stage
+from .exact_update import listener
 from .gradients import clip, sum_of_squares
 from .live import CUDA_BLOCK, LiveBytes
-from .optimizers import MuonFP32, parts
+from .optim import Engine
+from .optim.elementwise import AdamWRule
+from .optim.engine import CHUNK_BYTES
+from .optim.muon import MuonRule
 
 __all__ = ["ExactRank", "exact", "run_rank"]
 
@@ -192,15 +196,17 @@ def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: 
         live.hold(batch, "activations")
     with live:
         with live.during("optimizer"):
-            optimizer = make_optimizer(experiment, trained)
-            if on_gpu:
+            optimizer = None if isinstance(experiment.update, OnHost) else make_optimizer(experiment, trained)
+            if on_gpu and optimizer is not None:
                 _as_on_gpu(optimizer)
             for parameter in trained.values():
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+            if optimizer is not None:
+                optimizer.step()
         for parameter in trained.values():
             parameter.grad = None
         live.restart()
+        pipeline.listener = listener(experiment, pipeline, optimizer, live)
         with live.during("activations"):
             pipeline.step(tokens, targets, documents, build(experiment.loss), 0, tokens.numel())
         _update(experiment, trained, optimizer, live)
@@ -217,20 +223,28 @@ def _kind(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tens
 
 
 def _as_on_gpu(optimizer: Any) -> None:
-    """What torch chooses for parameters on a GPU: AdamW over all of a group at once, Muon's iteration in bfloat16."""
-    for part in parts(optimizer):
-        if isinstance(part, MuonFP32):
-            part.__class__ = torch.optim.Muon  # type: ignore[assignment]
-        for group in part.param_groups:
+    """What is done for parameters on a GPU: larger chunks, AdamW by torch's fused kernel, Muon's iteration in bfloat16."""
+    if not isinstance(optimizer, Engine):
+        for group in optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"] = True
+        return
+    optimizer.chunk_bytes = CHUNK_BYTES
+    for rule in {id(group["rule"]): group["rule"] for group in optimizer.param_groups}.values():
+        if isinstance(rule, AdamWRule):
+            rule.fused = True
+        if isinstance(rule, MuonRule):
+            rule.bf16 = True
 
 
 def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, live: LiveBytes) -> None:
     """Norm, clipping and the optimizer's step, as train/loop.py does them; the norm is taken to exceed the limit."""
     with live.during("gradients"):
-        torch.stack([sum_of_squares(p.grad) for p in trained.values() if p.grad is not None])
+        squares = [sum_of_squares(p.grad) for p in trained.values() if p.grad is not None]
+        if squares:
+            torch.stack(squares)
         if experiment.clip_norm is not None:
             clip(list(trained.values()), 2 * experiment.clip_norm, experiment.clip_norm)
     with live.during("optimizer"):
-        optimizer.step()
+        if optimizer is not None:
+            optimizer.step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +20,12 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
     return partial.sum()
 
 
-def clip(parameters: list[Tensor], norm: float, limit: float | None) -> None:
+def squares(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`sum_of_squares` of every gradient that there is, by name."""
+    return {name: sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
+
+
+def clip(parameters: Iterable[Tensor], norm: float, limit: float | None) -> None:
     """Scale all gradients by limit / norm when the global norm exceeds the limit (https://arxiv.org/abs/1211.5063)."""
     if limit is None or norm <= limit:
         return

@@ -20,7 +20,6 @@ from . import checkpoint
 from .agreement import Agreed
 from .checkpoint.folder import listed
 from .checkpoint.folder import place as name_of
-from .optimizers import named_states
 from .spikes import Jump, Losses
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ class Guards:
             report.spike(jump)
             return False
         data, seconds, left_out, count = session.loader.state_dict(), session.elapsed(), self.left_out, self.rollbacks
-        for _, _, state in named_states(session.optimizer):
+        for _, _, state in session.optimizer.named_states():
             state.clear()  # a parameter may have had none then
         session.restore(saved)
         gap = {"from": session.loader.state_dict(), "to": data}

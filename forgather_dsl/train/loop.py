@@ -10,7 +10,6 @@ from .agreement import Agreed
 from .batches import tensors
 from .checkpoint import Saved
 from .evaluate import evaluate, write_sample
-from .gradients import clip
 from .memory_report import doing
 from .report import Reporter
 from .session import Session
@@ -18,7 +17,7 @@ from .stopping import StopRequest
 
 
 def train(session: Session, resumed: Saved | None, changes: list[str]) -> None:
-    """Train to the first of steps, tokens and seconds.
+    """Train to the first of steps, tokens, epochs and seconds.
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint is saved.
@@ -54,17 +53,14 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     lr = set_learning_rate(session, progress(session, seconds, ahead=valid))
     tokens, targets, documents = tensors(batch)
     with doing(f"in training step {session.step + 1}"):
+        session.update.begin()
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
         sum_gradients(session.parameters, session.mesh)
-    agreed = session.ranks.agree(session.gradients(), session.said(loss, *request.poll()))
+    agreed = session.ranks.agree(session.update.squares(), session.said(loss, *request.poll()))
     PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory
-    if agreed.finite:
-        with doing(f"updating the weights in step {session.step + 1}"):
-            clip(list(session.parameters.values()), agreed.grad_norm, session.experiment.clip_norm)
-            session.update()
-    for parameter in session.parameters.values():
-        parameter.grad = None
+    with doing(f"updating the weights in step {session.step + 1}"):
+        session.update.end(agreed)
     session.step, session.tokens = session.step + 1, session.tokens + valid
     done = progress(session, agreed.seconds)
     report.step(agreed, valid, lr, done)
@@ -74,9 +70,10 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
 
 
 def progress(session: Session, seconds: float, ahead: int = 0) -> float:
-    """How far the run is, 0 to 1: the largest of its fractions of steps, tokens and seconds.
+    """How far the run is, 0 to 1: the largest of its fractions of steps, tokens, epochs and seconds.
 
-    With `ahead` tokens of the step to come, as it will be after that step, so that the last step has progress 1.
+    With `ahead` tokens of the step to come, as it will be after that step, so that the last step has progress 1; its batch
+    was taken from the loader by then.
     """
     e = session.experiment
     parts = [0.0]
@@ -84,6 +81,8 @@ def progress(session: Session, seconds: float, ahead: int = 0) -> float:
         parts.append((session.step + (ahead > 0)) / e.steps)
     if e.tokens is not None:
         parts.append((session.tokens + ahead) / e.tokens)
+    if e.epochs is not None:
+        parts.append(session.loader.epochs / e.epochs)
     if e.seconds is not None:
         parts.append(seconds / e.seconds)
     return min(1.0, max(parts))

@@ -29,8 +29,6 @@ from ..plan.hardware import GIB
 from ..plan.savings import savings
 from ..specs import Experiment
 from .directory import read_layout
-from .master import ExactMaster
-from .optimizers import named_states
 
 if TYPE_CHECKING:
     from .session import Session
@@ -150,10 +148,9 @@ def _counted(session: Session | None) -> dict[str, float]:
     for parameter in session.parameters.values():
         out["weights"] += parameter.nbytes
         out["gradients"] += parameter.grad.nbytes if parameter.grad is not None else 0
-    for _, _, state in named_states(session.optimizer):
+    for _, _, state in session.optimizer.named_states():
         out["optimizer"] += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
-    if isinstance(session.optimizer, ExactMaster):
-        out["optimizer"] += session.optimizer.extra_bytes
+    out["optimizer"] += session.optimizer.extra_bytes
     return out
 
 

@@ -18,9 +18,7 @@ from .agreement import Agreed
 from .batches import tensors
 from .gradients import clip
 from .loop import at_intervals, progress, set_learning_rate, stop_or_save
-from .master import ExactMaster
 from .memory_report import doing
-from .optimizers import named_states
 from .report import Reporter
 from .session import Session
 from .stopping import StopRequest
@@ -75,7 +73,7 @@ class Update:
         self.limit = session.experiment.clip_norm
         self.agreed: Agreed | None = None
         self.backup: Backup | None = None
-        self.exchange = session.ranks.start(session.gradients(), session.said(loss, *asked))
+        self.exchange = session.ranks.start(session.update.squares(), session.said(loss, *asked))
         PROGRESS.mark("updating the weights")
 
     def _plain(self, numbers: Agreed) -> bool:
@@ -87,7 +85,7 @@ class Update:
         if self._plain(self.exchange.own):
             with doing(f"updating the weights in step {self.session.step}"):
                 self.backup = Backup(self.session)
-                self.session.update()
+                self.session.update.step()
         else:
             self._exactly()
 
@@ -120,7 +118,7 @@ class Update:
         if agreed.finite:
             with doing(f"updating the weights in step {self.session.step}"):
                 clip(list(self.session.parameters.values()), agreed.grad_norm, self.limit)
-                self.session.update()
+                self.session.update.step()
 
     def _settle(self) -> Agreed:
         agreed = self._wait()
@@ -139,9 +137,11 @@ class Backup:
 
     def __init__(self, session: Session) -> None:
         self.optimizer = session.optimizer
-        self.masters = dict(self.optimizer.masters()) if isinstance(self.optimizer, ExactMaster) else {}
-        self.weights = [(p, p.detach().clone()) for p in ([] if self.masters else session.parameters.values())]
-        self.states = [(state, {k: _copy(v) for k, v in state.items()}) for _, _, state in named_states(self.optimizer)]
+        self.masters = dict(self.optimizer.masters())
+        rest = [parameter for name, parameter in session.parameters.items() if name not in self.masters]
+        self.weights = [(parameter, parameter.detach().clone()) for parameter in rest]
+        states = [state for _, _, state in self.optimizer.named_states()]
+        self.states = [(state, {k: _copy(v) for k, v in state.items()}) for state in states]
 
     @torch.no_grad()
     def restore(self) -> None:

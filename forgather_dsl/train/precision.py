@@ -1,6 +1,6 @@
 """Number formats: what parameters and their gradients are kept in, and what products of matrices are computed in.
 
-Optimizers compute in 32 bits whatever the format, and keep their state in 32 bits."""
+Optimizers compute in 32 bits whatever the format (optim.engine), and keep their state as they are told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 class FP32:
     """32 bits everywhere."""
 
-    parameters = torch.float32
+    parameters = gradients = torch.float32
 
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """The format that a forward pass casts to, or None for none."""
@@ -20,7 +20,7 @@ class FP32:
 class BF16Mixed:
     """bfloat16 products on GPUs that are fast at them, else as `FP32`."""
 
-    parameters = torch.float32
+    parameters = gradients = torch.float32
 
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """bfloat16 from compute capability 8.0 on."""
@@ -29,9 +29,13 @@ class BF16Mixed:
 
 
 class BF16:
-    """bfloat16 weights, gradients and activations, over exact fp32 masters (`master.ExactMaster`)."""
+    """bfloat16 weights, gradients and activations; updates are added to weights by `rounding` (optim.weights)."""
 
     parameters = torch.bfloat16
+
+    def __init__(self, rounding: str, gradients: str) -> None:
+        self.rounding = rounding
+        self.gradients = torch.float32 if gradients == "fp32" else torch.bfloat16  # that microbatches are added up in
 
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """None: everything has the format already."""
@@ -41,5 +45,6 @@ class BF16:
 class FP8(BF16):
     """As `BF16`; linear layers of the blocks multiply in float8 (`parallel.float8`)."""
 
-    def __init__(self, emulate: bool) -> None:
+    def __init__(self, rounding: str, gradients: str, emulate: bool) -> None:
+        super().__init__(rounding, gradients)
         self.emulate = emulate

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..data.chat_source import ChatSource
+from ..data.chat_tokens import ChatFile, tokenize_chat
 from ..data.tokens import TokenFile, tokenize
 from ..dsl import build
 from ..dsl.check import said_at
@@ -16,8 +18,8 @@ class Prepared(NamedTuple):
 
     tokenizer: Any
     source: Any
-    train: TokenFile
-    held_out: TokenFile | None
+    train: TokenFile | ChatFile
+    held_out: TokenFile | ChatFile | None
 
 
 def check_sources(experiment: Experiment) -> tuple[Any, Any | None, dict[int, Any]]:
@@ -37,6 +39,10 @@ def check_sources(experiment: Experiment) -> tuple[Any, Any | None, dict[int, An
     return train, held_out, memo
 
 
+def _tokenized(source: Any, tokenizer: Any) -> TokenFile | ChatFile:
+    return tokenize_chat(source, tokenizer) if isinstance(source, ChatSource) else tokenize(source, tokenizer)
+
+
 def prepare(experiment: Experiment) -> Prepared:
     """Train or load the tokenizer, tokenise what is not cached.
 
@@ -50,10 +56,10 @@ def prepare(experiment: Experiment) -> Prepared:
             f"model.vocab_size is {experiment.model.vocab_size}, smaller than the tokenizer's {tokenizer.vocab_size}; "
             f"write vocab_size={tokenizer.vocab_size}"
         )
-    files = [tokenize(source, tokenizer) if source is not None else None for source in (train, held_out)]
+    files = [_tokenized(source, tokenizer) if source is not None else None for source in (train, held_out)]
     assert files[0] is not None
     for name, file in zip(("data", "eval_data"), files):
-        if file is not None and file.num_tokens <= experiment.seq_len:
+        if isinstance(file, TokenFile) and file.num_tokens <= experiment.seq_len:
             raise UserError(
                 f"{name}{said_at(experiment, name)}: {file.num_tokens} tokens are fewer than one sequence of seq_len {experiment.seq_len} and the token "
                 f"after it; write seq_len = {max(1, file.num_tokens - 1)} or less, or add text"

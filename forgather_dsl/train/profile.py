@@ -25,7 +25,8 @@ from ..parallel.deferred import WeightGradients
 from ..parallel.float8 import require_float8, to_float8
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
-from ..specs import FP8, Experiment, FullRecompute
+from ..specs import FP8, Experiment
+from ..specs.recompute import policy
 from .repeatable import repeatable
 from .trainer import TRUSTED
 
@@ -82,7 +83,7 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
     with torch.device("meta"):
         model: Any = build(experiment.model)
     model.to(precision.parameters)
-    recompute = "full" if isinstance(experiment.recompute, FullRecompute) else "none"
+    recompute: Any = policy(experiment.recompute) or "full"
     index = {"first": 0, "middle": 1, "last": 2}[where]
     stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), recompute)
     initialise(model, 0)

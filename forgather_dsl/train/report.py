@@ -11,6 +11,7 @@ import torch
 from .. import __version__
 from ..dsl import build
 from ..parallel.progress import PROGRESS
+from ..specs import ChatSource
 from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks
 from .agreement import Agreed
 from .checkpoint import Saved
@@ -159,6 +160,7 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
     stops = [
         f"{e.steps:,} steps" if e.steps else "",
         f"{_si(e.tokens)} tokens" if e.tokens else "",
+        f"{e.epochs:g} epochs" if e.epochs else "",
         f"{e.seconds:g} s" if e.seconds else "",
     ]
     lines = [
@@ -168,6 +170,8 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         f"plan    {plan}, {m} microbatches {'each ' if replicas > 1 else ''}of {e.microbatch_size} x {e.seq_len} tokens, until {' or '.join(s for s in stops if s)}",
         f"run     {session.path}",
     ]
+    if told := session.loader.described:
+        lines.insert(3, f"packed  {told}")
     if resumed is not None:
         lines.append(f"resume  step {session.step}, {resumed.path}")
     lines += [f"change  {text}" for text in changes]
@@ -177,10 +181,11 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
 def next_commands(path: str, experiment: Any) -> str:
     """What to try with a finished run."""
     prompt = experiment.sampling.prompt.splitlines()[-1].strip() if experiment.sampling is not None else "Once"
+    chat = " --chat" if isinstance(experiment.data, ChatSource) else ""
     return "\n".join(
         [
             f"saved   {path}",
-            f'next    python -m forgather_dsl generate {path} "{prompt}"',
+            f'next    python -m forgather_dsl generate {path} "{prompt}"{chat}',
             f"        python -m forgather_dsl show {path}",
         ]
     )

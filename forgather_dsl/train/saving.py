@@ -16,10 +16,10 @@ from ..errors import UserError
 from . import random_state
 from .checkpoint import Contents, Keep, Saved, Saver, Slice, newest, open_checkpoint, problem
 from .checkpoint.snapshot import Source, source
-from .master import ExactMaster
-from .optimizers import named_states
+from .optim.states import state_columns
 
 if TYPE_CHECKING:
+    from ..specs import Experiment
     from .session import Session
 
 __all__ = ["contents", "find", "make_saver", "restore", "set_weight", "slices"]
@@ -36,8 +36,9 @@ def make_saver(session: Session) -> Saver:
 def contents(session: Session) -> Contents:
     """What this rank saves now. Ranks of the first replica write tensors, all of them their random state."""
     loader = session.loader
-    data = {**loader.state_dict(), "seq_len": loader.seq_len, "fingerprint": loader.tokens.fingerprint}
-    kind = type(session.experiment.optimizer).__name__
+    data = {**loader.state_dict(), "seq_len": loader.seq_len, "fingerprint": loader.fingerprint}
+    data["sequences"] = loader.num_sequences
+    kind = _kind(session.experiment)
     state = {"data": data, "optimizer": kind, "tokens": session.tokens, "seconds": session.elapsed()}
     state["guards"] = session.guards.state_dict()
     sources, scalars = _sources(session) if session.ranks.first else ([], {})
@@ -77,8 +78,8 @@ def restore(session: Session, saved: Saved) -> None:
     optimizer, state = session.optimizer, saved.manifest["state"]
     if state.get("weights_only"):
         return _begin_with(session, saved)
-    states = {name: (parameter, held) for name, parameter, held in named_states(optimizer)}
-    same = state["optimizer"] == type(session.experiment.optimizer).__name__
+    states = {name: (parameter, held) for name, parameter, held in optimizer.named_states()}
+    same = state["optimizer"] == _kind(session.experiment)
     weights = [f"weights/{name}" for name in session.parameters]
     stored = saved.stored()
     ours = [k for k in stored if same and k.startswith("optimizer/") and _owner(k) in states]
@@ -92,7 +93,7 @@ def restore(session: Session, saved: Saved) -> None:
             set_weight(session, key.removeprefix("weights/"), tensor)
             continue
         parameter, held = states[_owner(key)]
-        on_host = tensor.ndim == 0  # AdamW keeps its step count on the host
+        on_host = tensor.ndim == 0  # a step count
         # copied: what is read is a view of the file, which may be deleted or cut while training goes on
         held[key.rpartition("/")[2]] = tensor.to("cpu" if on_host else parameter.device, copy=True)
     for name, (_, held) in states.items() if same else ():
@@ -118,7 +119,7 @@ def _begin_with(session: Session, saved: Saved) -> None:
 
 
 def _restore_data(session: Session, data: dict[str, Any]) -> None:
-    if data["fingerprint"] == session.loader.tokens.fingerprint and data["seq_len"] == session.loader.seq_len:
+    if data["fingerprint"] == session.loader.fingerprint and data["seq_len"] == session.loader.seq_len:
         session.loader.load_state_dict({key: data[key] for key in session.loader.state_dict()})
     elif session.ranks.rank == 0:
         print("warning: the data changed; it is read from its beginning", file=sys.stderr)
@@ -156,6 +157,8 @@ def _odd_state(session: Session, saved: Saved, wanted: list[str]) -> str | None:
             continue
         parameter, cut, found = session.parameters[_owner(key)], cuts.get(key), parts[0][1].shape
         needed = tuple(parameter.shape) if cut is None else cut.shape
+        if cut is None and len(needed) == 2:
+            needed = needed[0], state_columns(key, needed[1])
         if len(found) == len(needed) and found != needed:
             return f"{saved.path}: {key} has shape {found}, its parameter {needed}"
     return None
@@ -165,7 +168,7 @@ def _sources(session: Session) -> tuple[list[Source], dict[str, dict[str, Any]]]
     """Weights and the optimizer's tensors, its other state by parameter."""
     sources = [_weight(session, name, parameter) for name, parameter in session.parameters.items()]
     scalars: dict[str, dict[str, Any]] = {}
-    for name, _, state in named_states(session.optimizer):
+    for name, _, state in session.optimizer.named_states():
         tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
         sources += [source(f"optimizer/{name}/{k}", tensor) for k, tensor in tensors.items()]
         scalars[name] = {k: v for k, v in state.items() if k not in tensors}
@@ -174,11 +177,13 @@ def _sources(session: Session) -> tuple[list[Source], dict[str, dict[str, Any]]]
 
 def _weight(session: Session, name: str, parameter: torch.nn.Parameter) -> Source:
     key, optimizer = f"weights/{name}", session.optimizer
-    if not isinstance(optimizer, ExactMaster) or not parameter.requires_grad:
+    if not optimizer.has_master(name):
         return source(key, parameter)
 
-    def master() -> torch.Tensor:  # made when it is read: a GPU has no room for all
-        found = optimizer.master(name)
+    def master() -> (
+        torch.Tensor
+    ):  # made when it is read, on the host: a GPU has no room for all, nor for one that is large
+        found = optimizer.master(name, torch.device("cpu"))
         assert found is not None
         return found
 
@@ -186,9 +191,9 @@ def _weight(session: Session, name: str, parameter: torch.nn.Parameter) -> Sourc
 
 
 def set_weight(session: Session, name: str, value: torch.Tensor) -> None:
-    """Give one of this rank's parameters a value, of any format; masters of narrower parameters take it whole."""
+    """Give one of this rank's parameters a value, of any format; narrower ones keep as much of it as they can."""
     parameter = session.parameters[name]
-    if isinstance(session.optimizer, ExactMaster) and parameter.requires_grad:
+    if parameter.requires_grad:
         session.optimizer.set_master(name, value)
     else:
         parameter.copy_(value)
@@ -199,8 +204,20 @@ def slices(session: Session, keys: Iterable[str]) -> dict[str, Slice]:
     shard = session.pipeline.shard
     if shard is None:
         return {}
-    mine = Slice(shard.shape, (shard.rows.start, 0), (len(shard.rows), shard.dim))
-    return {key: mine for key in keys if shard.name in (key.removeprefix("weights/"), _owner(key))}
+
+    def mine(key: str) -> Slice:
+        columns = state_columns(key, shard.dim)
+        return Slice((shard.vocab_size, columns), (shard.rows.start, 0), (len(shard.rows), columns))
+
+    return {key: mine(key) for key in keys if shard.name in (key.removeprefix("weights/"), _owner(key))}
+
+
+def _kind(experiment: Experiment) -> str:
+    """What optimizer state is of: the optimizer, in what it is kept, and what is kept beside weights."""
+    states = getattr(experiment.optimizer, "states", "fp32")
+    rounding = getattr(experiment.precision, "rounding", "exact")
+    told = [type(experiment.optimizer).__name__, *[states] * (states != "fp32"), *[rounding] * (rounding == "kahan")]
+    return " ".join(told)
 
 
 def _owner(key: str) -> str:

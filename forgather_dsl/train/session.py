@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.chat_tokens import ChatFile
 from ..data.loader import Loader
+from ..data.order import Sequences
+from ..data.packing import PackedLoader
 from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
 from ..models.init import initialise
@@ -40,6 +43,7 @@ from .guards import Guards
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
+from .update.applying import make_update
 from .watching import Watch
 
 FAILED_SECONDS = 30.0  # that a rank waits for a save under way when training has failed,
@@ -56,7 +60,9 @@ class Session:
         self.pipeline = _pipeline(experiment, layout, world, self.mesh)
         self.parameters = dict(self.pipeline.named_parameters())
         self.ranks = Ranks(world, list(self.parameters), first=self.mesh.replica == 0)
-        self.optimizer: Any = make_optimizer(experiment, self.parameters)
+        shard = self.pipeline.shard
+        first_rows = {} if shard is None else {shard.name: shard.rows.start}
+        self.optimizer = make_optimizer(experiment, self.parameters, first_rows)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
@@ -70,12 +76,14 @@ class Session:
         self.guards = Guards(self)
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
+        self.update = make_update(self)
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
-    def _loader(self, tokens: Any, *, shuffle: bool) -> Loader:
+    def _loader(self, tokens: Any, *, shuffle: bool) -> Sequences:
         e = self.experiment
-        return Loader(
+        kind: Any = PackedLoader if isinstance(tokens, ChatFile) else Loader
+        return kind(
             tokens=tokens,
             seq_len=e.seq_len,
             batch_size=e.batch_size,
@@ -101,10 +109,6 @@ class Session:
             return torch.cuda.max_memory_allocated(self.world.device)
         return process_peak()
 
-    def gradients(self) -> dict[str, torch.Tensor | None]:
-        """Of this rank's parameters, by name."""
-        return {name: parameter.grad for name, parameter in self.parameters.items()}
-
     def said(self, loss_sum: float | None, stop: bool, save: bool) -> Said:
         """What this rank tells the others of the step it has run."""
         PROGRESS.mark("the end of the step")
@@ -117,11 +121,6 @@ class Session:
         """Nats per token of the held-out text, if it was evaluated at this step and is a number."""
         step, loss = self.evaluated
         return loss if step == self.step and math.isfinite(loss) else None
-
-    def update(self) -> None:
-        """One step of the optimizer; a save under way first gets what it has not read yet."""
-        self.saver.before_update()
-        self.optimizer.step()
 
     @on_disk("saving a checkpoint")
     def save(self, wait: bool = False) -> str:

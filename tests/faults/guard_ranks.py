@@ -51,8 +51,6 @@ from forgather_dsl.parallel.stage import Stage  # noqa: E402
 from forgather_dsl.specs.experiment import world_size  # noqa: E402
 from forgather_dsl.train import directory  # noqa: E402
 from forgather_dsl.train.guards import Guards  # noqa: E402
-from forgather_dsl.train.master import ExactMaster  # noqa: E402
-from forgather_dsl.train.optimizers import named_states  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
 
@@ -152,9 +150,9 @@ def inject(fault: str, steps: list[int]) -> None:
 def digest(session: Session) -> str:
     """Of all that a step may change on this rank: weights, masters, optimizer."""
     found = hashlib.sha256()
-    masters = dict(session.optimizer.masters()) if isinstance(session.optimizer, ExactMaster) else {}
+    masters = dict(session.optimizer.masters())
     tensors = {**masters, **{f"weight {name}": p for name, p in session.parameters.items()}}
-    for name, _, state in named_states(session.optimizer):
+    for name, _, state in session.optimizer.named_states():
         tensors |= {f"{name} {key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
     for name in sorted(tensors):
         found.update(name.encode() + tensors[name].detach().float().numpy().tobytes())

@@ -53,8 +53,6 @@ from forgather_dsl.parallel.failures import PeerLost  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
 from forgather_dsl.specs.experiment import world_size  # noqa: E402
 from forgather_dsl.train import checkpoint, directory  # noqa: E402
-from forgather_dsl.train.master import ExactMaster  # noqa: E402
-from forgather_dsl.train.optimizers import named_states  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
 
@@ -145,9 +143,9 @@ def assembled(path: str) -> dict[str, torch.Tensor]:
 def not_moved(session: Session, path: str) -> list[str]:
     """What this rank holds after restoring that is not what the checkpoint has."""
     stored, wrong = assembled(path), []
-    masters = dict(session.optimizer.masters()) if isinstance(session.optimizer, ExactMaster) else {}
+    masters = dict(session.optimizer.masters())
     held = {f"weights/{name}": masters.get(name, p.detach()) for name, p in session.parameters.items()}
-    for name, _, state in named_states(session.optimizer):
+    for name, _, state in session.optimizer.named_states():
         held |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
     shard = session.pipeline.shard
     for key, value in held.items():

@@ -38,6 +38,7 @@ from forgather_dsl.plan.hardware import GIB, Device
 from forgather_dsl.plan.savings import savings
 from forgather_dsl.train import directory
 from forgather_dsl.train.memory_report import MemoryReport, doing
+from forgather_dsl.train.optim.engine import Engine
 
 HUGE = 1 << 60  # numbers: no machine has them, so the allocator itself refuses
 
@@ -64,7 +65,7 @@ def refuse(*_: Any, **__: Any) -> Any:
     ("where", "said"),
     [
         ("forgather_dsl.train.session.make_stage", "building its part of the model: rank 0: RuntimeError at "),
-        ("torch.optim.AdamW.step", "updating the weights in step 1: rank 0, stage 0 of 1 (layers 0 to 1): RuntimeError at "),
+        ("forgather_dsl.train.optim.engine.Engine.step", "updating the weights in step 1: rank 0, stage 0 of 1 (layers 0 to 1): RuntimeError at "),
         ("forgather_dsl.train.loop.evaluate", "evaluating on the held-out text: rank 0, stage 0 of 1"),
         ("forgather_dsl.train.loop.write_sample", "writing a sample: rank 0, stage 0 of 1"),
         ("forgather_dsl.train.saving.contents", "saving a checkpoint: rank 0, stage 0 of 1"),
@@ -105,13 +106,13 @@ def test_weights_gradients_and_state_are_counted_as_they_are(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the second update there are gradients, and two fp32 numbers of state for every weight."""
-    step, calls = torch.optim.AdamW.step, []
+    step, calls = Engine.step, []
 
     def second_fails(optimizer: Any, *rest: Any) -> Any:
         calls.append(1)
         return step(optimizer, *rest) if len(calls) == 1 else refuse()
 
-    monkeypatch.setattr("torch.optim.AdamW.step", second_fails)
+    monkeypatch.setattr("forgather_dsl.train.optim.engine.Engine.step", second_fails)
     experiment = Small(data=TextFiles(paths=corpus, held_out=0.2))
     with pytest.raises(UserError, match="updating the weights in step 2") as caught:
         Trainer(experiment, out=str(tmp_path / "run")).fit()

@@ -48,7 +48,6 @@ from forgather_dsl.interop.folder import Folder  # noqa: E402
 from forgather_dsl.interop.incoming import Vocabulary, import_folder  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
 from forgather_dsl.train import directory  # noqa: E402
-from forgather_dsl.train.master import ExactMaster  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
 
@@ -181,7 +180,7 @@ def not_taken(session: Session, folder: str) -> list[str]:
     stored: dict[str, torch.Tensor] = {}
     for file in Path(folder).glob("*.safetensors"):
         stored |= load_file(file)
-    masters = dict(session.optimizer.masters()) if isinstance(session.optimizer, ExactMaster) else {}
+    masters = dict(session.optimizer.masters())
     shard, wrong = session.pipeline.shard, []
     for key, parameter in session.parameters.items():
         expected = stored[key].float()

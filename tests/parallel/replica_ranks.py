@@ -22,7 +22,7 @@ from forgather_dsl.parallel.replicas import sum_gradients
 from forgather_dsl.parallel.staging import HostCopy, Staging
 from forgather_dsl.plan.schedules import accumulate, gpipe, interleaved, one_f_one_b, zero_bubble_h1, zero_bubble_v
 from forgather_dsl.train.agreement import Ranks, Said
-from forgather_dsl.train.gradients import clip
+from forgather_dsl.train.gradients import clip, squares
 
 STEPS, CLIP = 5, 0.5
 BOUNDS = {"gradient": 2e-6, "loss": 1e-6, "norm": 1e-5, "weight": 2e-5}
@@ -63,7 +63,7 @@ def train(pipeline, world, replicas=1, mesh=None):
         if mesh:
             sum_gradients(parameters, mesh, bucket_bytes=2000)
         loss = None if losses[0] is None else sum(losses)
-        agreed = agreement.agree({name: p.grad for name, p in parameters.items()}, Said(loss))
+        agreed = agreement.agree(squares(parameters), Said(loss))
         first = first or {name: p.grad.clone() for name, p in parameters.items()}
         numbers.append((agreed.loss_sum, agreed.grad_norm))
         clip(list(parameters.values()), agreed.grad_norm, CLIP)

@@ -43,7 +43,9 @@ def found(tmp_path_factory):
     return run("ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("topic", ["bf16", "all", "frozen", "llama", "torch", "leftovers", "alive", "bubble"])
+@pytest.mark.parametrize(
+    "topic", ["bf16", "all", "frozen", "llama", "cheap", "attention", "torch", "leftovers", "alive", "bubble"]
+)
 def test_kinds_of_models_and_torchs_engine(found, topic):
     cases = {name: wrong for name, wrong in found.items() if name.split()[0] == topic}
     assert cases

@@ -68,8 +68,14 @@ def held(stage: Stage) -> list[int]:
     return [after_f, after_i, after_i + more]
 
 
-@pytest.mark.parametrize("index", range(STAGES))
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize(
+    ("recompute", "index"),
+    [
+        *((policy, index) for policy in ("none", "full") for index in range(STAGES)),
+        ("norms_and_activation", 1),
+        ("keep_attention", 2),
+    ],
+)
 @pytest.mark.parametrize(
     ("norm", "mlp", "autocast"),
     [(RMSNorm(), None, None), (LayerNorm(), None, torch.bfloat16), (RMSNorm(), ReLUSquaredMLP(), torch.bfloat16)],

@@ -145,7 +145,7 @@ def test_a_layer_keeps_what_the_formula_says(changes):
 
 @pytest.mark.parametrize(("optimizer", "tied"), [(AdamW(), False), (Muon(), False), (Muon(), True)])
 def test_stored_bytes_are_those_of_a_real_step(optimizer, tied):
-    from forgather_dsl.train.optimizers import named_states, parameter_groups
+    from forgather_dsl.train.optim import parameter_groups
 
     experiment = Small(optimizer=optimizer, model=replace(Small().model, tie_embeddings=tied))
     model = build(experiment.model)
@@ -153,7 +153,7 @@ def test_stored_bytes_are_those_of_a_real_step(optimizer, tied):
     model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
     real.step()
     state = sum(
-        t.numel() * t.element_size() for *_, s in named_states(real) for t in s.values() if getattr(t, "ndim", 0)
+        t.numel() * t.element_size() for *_, s in real.named_states() for t in s.values() if getattr(t, "ndim", 0)
     )
     (rank,) = estimate(experiment, on_gpu=False).ranks
     assert rank.weights == 4 * sum(p.numel() for p in model.parameters())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forgather_dsl import FP32, BF16Mixed, FullRecompute, NoRecompute, Pipeline
+from forgather_dsl import FP32, BF16Mixed, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Pipeline
 from forgather_dsl.dsl import ConfigError, load, replace
 from forgather_dsl.plan import cards, hardware
 from forgather_dsl.plan.hardware import GIB, parse
@@ -55,12 +55,25 @@ def test_seven_billion_parameters_on_a_4090_take_about_what_published_runs_take(
     assert 0.7 < rate * 6.74 / (2800 * 7.6) < 1.0
 
 
-def test_recomputing_adds_a_forward_to_the_backward_for_inputs_and_keeps_layer_inputs():
+def test_recomputing_adds_a_forward_less_its_last_product_to_the_backward_for_inputs_and_keeps_layer_inputs():
     plain, again = costs(llama()), costs(llama(recompute=FullRecompute()))
-    assert again.input_grad[1] == pytest.approx(plain.input_grad[1] + plain.forward[1])
+    last = 8 * 2 * 4096 * 11008 * TOKENS / PEAK
+    assert again.input_grad[1] == pytest.approx(plain.input_grad[1] + plain.forward[1] - last)
     assert (again.forward, again.weight_grad) == (plain.forward, plain.weight_grad)
     assert again.kept[1] == 9 * 2 * 4096 * TOKENS  # eight inputs and the output that is sent on
     assert plain.kept[1] == pytest.approx((8 * KEPT + 2 * 4096) * TOKENS, rel=0.001)
+
+
+def test_policies_add_memory_traffic_alone_or_all_but_attention():
+    plain, cheap, attention, full = (
+        costs(llama(recompute=how)) for how in (NoRecompute(), NormsAndActivation(), KeepAttention(), FullRecompute())
+    )
+    made = 2 * 4096 + 2 * 11008  # results of both norms, silu, product: read what makes them, write them
+    assert cheap.input_grad[1] - plain.input_grad[1] == pytest.approx(8 * 2 * 2 * made * TOKENS / BANDWIDTH)
+    assert full.input_grad[1] - attention.input_grad[1] == pytest.approx(8 * ATTENTION * TOKENS / PEAK)
+    mixed = model_costs(llama(), range(4), [range(i * 8, i * 8 + 8) for i in range(4)], policies=["full", "none"] * 2)
+    assert (mixed.kept[2], mixed.kept[1]) == (full.kept[2], plain.kept[1])
+    assert (mixed.input_grad[2], mixed.input_grad[1]) == (full.input_grad[2], plain.input_grad[1])
 
 
 def test_the_head_is_its_matrix_and_the_loss_and_the_embedding_takes_no_products():

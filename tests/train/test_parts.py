@@ -26,7 +26,8 @@ from forgather_dsl.train.flops import peak, per_token
 from forgather_dsl.train.gradients import clip, sum_of_squares
 from forgather_dsl.train.lr import Constant, WarmupCosine, WarmupStableDecay
 from forgather_dsl.train.metrics import MetricsFile, read
-from forgather_dsl.train.optimizers import MuonAdamW, MuonFP32, named_states, parameter_groups
+from forgather_dsl.train.optim import parameter_groups
+from forgather_dsl.train.optim.muon import MuonAdamW
 from forgather_dsl.train.sampling import picker
 
 
@@ -83,13 +84,14 @@ def test_clipping_scales_to_the_limit_and_leaves_small_gradients() -> None:
 def test_the_global_norm_adds_every_parameter_once_and_sees_what_is_not_finite() -> None:
     ranks = Ranks(World(0, 1, torch.device("cpu"), None), ["b", "a"])
     gradients = {"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}
-    agreed = ranks.agree(gradients, Said(2.5, 1.5, memory=7, busy=3.0, span=4.0))
+    squares = {name: sum_of_squares(gradient) for name, gradient in gradients.items()}
+    agreed = ranks.agree(squares, Said(2.5, 1.5, memory=7, busy=3.0, span=4.0))
     assert agreed[:8] == (2.5, 5.0, 1.5, False, False, [7], 0, 0.25)
     assert agreed.finite
     assert (agreed.bad_gradients, agreed.bad_losses) == ((), ())
-    wrong = ranks.agree({"a": torch.tensor([math.nan]), "b": None}, Said(1.0))
+    wrong = ranks.agree({"a": sum_of_squares(torch.tensor([math.nan]))}, Said(1.0))
     assert (wrong.finite, wrong.bad_gradients, wrong.bad_losses) == (False, ("a",), ())
-    wrong = ranks.agree(gradients, Said(math.inf))
+    wrong = ranks.agree(squares, Said(math.inf))
     assert (wrong.finite, wrong.bad_gradients, wrong.bad_losses) == (False, (), (0,))
 
 
@@ -131,7 +133,7 @@ def test_muon_in_32_bits_is_torchs_muon_but_for_rounding(nesterov: bool) -> None
     ours, theirs = named(), named()
     keys = [name for name in NAMED if "proj.weight" in name]
     settings = {**MUON, "nesterov": nesterov}
-    a = MuonFP32([ours[k] for k in keys], **settings)
+    a = MuonAdamW(parameter_groups((k, ours[k]) for k in keys), **settings, **ADAMW, states="fp32")
     b = torch.optim.Muon([theirs[k] for k in keys], **settings)
     before = {k: ours[k].detach().clone() for k in keys}
     for _ in range(3):
@@ -146,10 +148,10 @@ def test_muon_in_32_bits_is_torchs_muon_but_for_rounding(nesterov: bool) -> None
 def test_muon_takes_the_matrices_and_adamw_the_rest_and_states_have_names() -> None:
     parameters = named()
     reference = named()
-    optimizer = MuonAdamW(parameter_groups(parameters.items()), **MUON, **ADAMW)
+    optimizer = MuonAdamW(parameter_groups(parameters.items()), **MUON, **ADAMW, states="fp32")
     optimizer.step()
-    states = {name: set(state) for name, _, state in named_states(optimizer)}
-    assert states["model.layers.0.mlp.down_proj.weight"] == {"momentum_buffer"}
+    states = {name: set(state) for name, _, state in optimizer.named_states()}
+    assert states["model.layers.0.mlp.down_proj.weight"] == {"step", "momentum_buffer"}
     assert states["model.embed_tokens.weight"] == {"step", "exp_avg", "exp_avg_sq"}
     assert states.keys() == NAMED.keys()
     plain = torch.optim.AdamW([reference["lm_head.weight"]], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)

@@ -1,0 +1,58 @@
+"""What a layer keeps from its forward to its backward pass, and what it computes again instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..dsl import Lazy
+
+__all__ = [
+    "POLICIES",
+    "AutoRecompute",
+    "FullRecompute",
+    "KeepAttention",
+    "NoRecompute",
+    "NormsAndActivation",
+    "Recompute",
+    "policy",
+]
+
+
+class Recompute(Lazy[Any], abstract=True):
+    """Which activations a stage computes again in the backward pass instead of keeping them. Results are the same bits."""
+
+
+class NoRecompute(Recompute):
+    """Keep everything."""
+
+
+class NormsAndActivation(Recompute):
+    """Make outputs of norms, activation functions and their products again: half the memory, and no matrix product and no
+    attention twice (https://arxiv.org/abs/2512.15306).
+    """
+
+
+class KeepAttention(Recompute):
+    """Keep each layer's input and what attention gave; everything else runs twice. For long sequences."""
+
+
+class FullRecompute(Recompute):
+    """Keep each layer's input only (activation checkpointing, https://arxiv.org/abs/1604.06174)."""
+
+
+class AutoRecompute(Recompute):
+    """On each stage the one of the four that recomputes least and fits the memory of its card."""
+
+
+POLICIES: dict[str, type[Recompute]] = {
+    "none": NoRecompute,
+    "norms_and_activation": NormsAndActivation,
+    "keep_attention": KeepAttention,
+    "full": FullRecompute,
+}
+"""By name, the least recomputing first."""
+
+
+def policy(recompute: Recompute) -> str | None:
+    """The name of what every stage does; None where the planner chooses."""
+    return next((name for name, spec in POLICIES.items() if isinstance(recompute, spec)), None)
