@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from ..specs import ChunkedCrossEntropy, Experiment, InBackward
 from ..specs.experiment import num_microbatches, num_shards
+from .factors import float8_factors
 from .kept import LayerCost
+from .masks import Masks
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -90,6 +92,9 @@ class _Walk:
         self.passing = passes(experiment, state)
         self.before = Held()  # of the part that arrived last: on its way to the host
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
+        self.masks = Masks.of(experiment, ranges[stage], state.number_bytes)
+        if experiment.isolate_documents:  # each microbatch has a context of its own, tables and all
+            self.masks, self.tables = self.masks._replace(kept=self.masks.kept + self.tables), 0
         self.now = self.most = Held()
 
     def add(self, held: Held, times: int = 1) -> None:
@@ -150,20 +155,10 @@ class _Walk:
         apart = self.state.apart or (self.state.float8 and part.short_side)  # the head's product is not in float8
         return Held(activations=2 * part.largest if apart else 0)
 
-    def factors(self, layer: PartSize, kind: str) -> Held:
-        """Of the largest product in float8 in an action: its input, its weight, scaled in bfloat16 first; or both factors of
-        the weight's gradient and that in bfloat16."""
-        if not self.state.float8:
-            return Held()
-        wide = self.tokens * (layer.largest // self.size.dim)
-        scaled, gradient = 3 * layer.largest, 2 * layer.largest + wide + self.tokens * self.size.dim
-        return Held(activations={"F": scaled + wide, "I": scaled, "W": gradient, "B": max(scaled, gradient)}[kind])
-
-    def recomputed(self, layer: LayerCost) -> Held:
-        """What the backward of a layer has made again before its products run, where these are in float8."""
-        kept, fp32 = layer.kept
-        again = self.numbers(layer.size.kept - kept, layer.size.kept_fp32 - fp32)
-        return again if self.state.float8 else Held()
+    def factors(self, part: PartSize, kind: str) -> Held:
+        """Beside the operands of a layer's largest product in F, B, I or W."""
+        narrow = self.state.float8 and part.short_side  # not the head's
+        return Held(activations=float8_factors(part, self.tokens, self.size.dim, kind) if narrow else 0)
 
     def cost(self) -> StageCost:
         """All of it."""
@@ -186,6 +181,8 @@ class _Walk:
         dim, wide = self.size.dim, int(self.state.number_bytes == 2)
         self.restart()
         self.add(copies)
+        self.add(Held(activations=self.masks.kept))
+        self.touch(Held(activations=self.masks.making))
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:
@@ -220,8 +217,8 @@ class _Walk:
         for part, owed in self.owed():
             if first or not self.stays(part):
                 self.add(self.gradient_of(part))
-            factors = self.factors(part, "W") if part.short_side else Held()
-            self.touch(max(self.product(part), factors, key=sum) if part.flops else self.embedded(backward=True))
+            self.touch(self.product(part) if part.flops else self.embedded(backward=True))
+            self.touch(self.factors(part, "W"))
             self.add(owed, -1)
             self.passed(part, in_layer=any(part is layer.size for layer in self.layers))
         self.before = Held()
@@ -256,11 +253,12 @@ class _Walk:
             self.add(one)
         for numbers, fp32 in layer.inputs if deferring else layer.backward:
             self.touch(self.numbers(numbers, fp32))
-        self.touch(self.recomputed(layer).plus(self.factors(layer.size, "I" if deferring else "B")))
+        kept, wide = layer.kept
+        again = self.numbers(layer.size.kept - kept, layer.size.kept_fp32 - wide)  # all there is when its products run
+        self.touch(again.plus(self.factors(layer.size, "I" if deferring else "B")) if self.state.float8 else Held())
         if not deferring:
             self.touch(self.product(layer.size))
-        change = self.numbers(*layer.kept)
-        self.add(change, -1)
+        self.add(self.numbers(kept, wide), -1)
         if first:
             self.add(self.gradient_of(layer.size))
             self.add(one, -1)
@@ -300,10 +298,8 @@ class _Walk:
         words, rows = self.size.vocab_size, min(LOSS_ROWS, self.chunk)
         logits = Held(loss=self.chunk * words * self.state.number_bytes)
         made = self.gradient_of(self.end if first else PartSize())
-        if self.chunk == self.tokens:
-            self.touch(logits.plus(Held(loss=12 * rows * words)))
-            self.add(made)
-        else:
-            self.add(made)
-            self.touch(logits.plus(Held(loss=12 * rows * words)))
+        one = self.chunk == self.tokens  # so that the gradient is made when the loss is done
+        self.add(Held() if one else made)
+        self.touch(logits.plus(Held(loss=12 * rows * words)))
+        self.add(made if one else Held())
         self.touch(logits.plus(self.product(self.size.head)))

@@ -13,7 +13,7 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
-from .recompute import NoRecompute, Recompute
+from .recompute import FullRecompute, NoRecompute, Recompute
 from .training import (
     BF16,
     FP8,
