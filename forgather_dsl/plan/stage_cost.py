@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment, InBackward
-from ..specs.experiment import num_microbatches, num_shards
+from ..specs import ChunkedCrossEntropy, Experiment
+from ..specs.experiment import num_shards
 from .factors import float8_factors
 from .kept import LayerCost
 from .masks import Masks
-from .memory import Held, State
+from .memory import Held, State, passes
 from .sizes import ModelSize, PartSize
 
 __all__ = ["LOSS_ROWS", "StageCost"]
@@ -68,11 +68,6 @@ class StageCost(NamedTuple):
             kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
             backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
         )  # fmt: skip
-
-
-def passes(experiment: Experiment, state: State) -> bool:
-    """Whether every backward frees its gradients: they leave for the host, or the one microbatch of a step updates."""
-    return state.leaving or (isinstance(experiment.update, InBackward) and num_microbatches(experiment) == 1)
 
 
 class _Walk:
@@ -157,8 +152,8 @@ class _Walk:
 
     def factors(self, part: PartSize, kind: str) -> Held:
         """Beside the operands of a layer's largest product in F, B, I or W."""
-        narrow = self.state.float8 and part.short_side  # not the head's
-        return Held(activations=float8_factors(part, self.tokens, self.size.dim, kind) if narrow else 0)
+        found = float8_factors(part, self.tokens, self.size.dim, kind) if part.short_side else 0  # the head has none
+        return Held(activations=found * self.state.float8)
 
     def cost(self) -> StageCost:
         """All of it."""
@@ -293,13 +288,13 @@ class _Walk:
             self.passed(tail, in_layer=False)
 
     def chunks(self, first: bool) -> None:
-        """The loss and the head's gradients, a chunk of tokens after the other; in fp32 a few rows of logits and of two
-        gradients of theirs."""
+        """Loss and head by chunks of tokens; of a few rows there are logits and two gradients of theirs in fp32."""
         words, rows = self.size.vocab_size, min(LOSS_ROWS, self.chunk)
         logits = Held(loss=self.chunk * words * self.state.number_bytes)
-        made = self.gradient_of(self.end if first else PartSize())
-        one = self.chunk == self.tokens  # so that the gradient is made when the loss is done
-        self.add(Held() if one else made)
+        made = self.gradient_of(self.end) if first else Held()
+        if self.chunk < self.tokens:  # else the gradient is made when all of the loss is done
+            self.add(made)
         self.touch(logits.plus(Held(loss=12 * rows * words)))
-        self.add(made if one else Held())
+        if self.chunk == self.tokens:
+            self.add(made)
         self.touch(logits.plus(self.product(self.size.head)))
