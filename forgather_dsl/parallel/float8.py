@@ -125,7 +125,8 @@ def _product(
 ) -> torch.Tensor:
     """`a b / (a_scale b_scale) + bias`, of rows and columns that lie together. `fast`: sums not all in fp32, on Hopper."""
     options = {"scale_a": a_scale.reciprocal(), "scale_b": b_scale.reciprocal(), "bias": bias, "out_dtype": dtype}
-    return torch._scaled_mm(a, b, **options, use_fast_accum=fast and a.is_cuda)
+    multiply: Any = torch._scaled_mm  # type: ignore[attr-defined]  # private, and the only one there is
+    return multiply(a, b, **options, use_fast_accum=fast and a.is_cuda)
 
 
 def _columns(matrix: torch.Tensor) -> torch.Tensor:

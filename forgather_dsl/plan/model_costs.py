@@ -90,10 +90,8 @@ def model_costs(
         latency=latency if ranks > 1 else 0.0,
         transfer=message / rate if ranks > 1 else 0.0,
     )
-    if not num_shards(experiment):
-        return costs
     slowest = min(speeds, key=lambda speed: speed.flops)
-    return _with_shards(experiment, size, costs, state, slowest, measured)
+    return _with_shards(experiment, size, costs, state, slowest, measured) if num_shards(experiment) else costs
 
 
 def _with_shards(
@@ -157,10 +155,8 @@ def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, nam
     backward += _moved(I=kept + 2 * gradients, W=_accumulated(layer, state), speed=speed)
     if state.float8:
         rounded = _rounded(layer, tokens, speed)
-        forward, backward = (
-            forward + rounded._replace(input_grad=0.0, weight_grad=0.0),
-            backward + rounded._replace(forward=0.0),
-        )
+        forward += Seconds(forward=rounded.forward)
+        backward += rounded._replace(forward=0.0)
     return forward + backward + _again(layer, tokens, kept, state, speed, name)
 
 
