@@ -44,6 +44,7 @@ _PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".error
 
 __all__ = [
     "BF16",
+    "FP8",
     "FP32",
     "GELUMLP",
     "HF",

@@ -27,6 +27,7 @@ __all__ = [
     "accumulate_bias",
     "accumulate_weight",
     "defer",
+    "gradient_of",
     "hooked",
 ]
 
@@ -53,6 +54,7 @@ class WeightGradients:
         self.add_rows: Callable[..., None] = _accumulate_embedding
         """What adds the rows of an embedding's gradient: (weight, ids, rows)."""
         self._casts: dict[torch.Tensor, torch.Tensor] | None = None
+        self.last_scaled: tuple[Any, int, Any] = (lambda: None, 0, None)  # input, its version, its scale (float8)
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
     def add(self, accumulate: Callable[..., None], *arguments: Any) -> None:
@@ -112,12 +114,14 @@ class WeightGradients:
 
     def cast(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`parameter` in `dtype`, outside the graph; itself when it has that dtype."""
-        if parameter.dtype == dtype:
-            return parameter
+        return parameter if parameter.dtype == dtype else self.once(parameter, lambda weight: weight.to(dtype))
+
+    def once(self, parameter: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What `make` makes of a parameter, once while weights do not change; each has one such thing."""
         if self._casts is None:
-            return parameter.detach().to(dtype)
+            return make(parameter.detach())
         if parameter not in self._casts:
-            self._casts[parameter] = parameter.detach().to(dtype)
+            self._casts[parameter] = make(parameter.detach())
         return self._casts[parameter]
 
     def cast_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -132,7 +136,7 @@ class WeightGradients:
         return found
 
 
-def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     """`.grad`, zero at first: adding the first microbatch to zero is the same call as adding the others."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
@@ -141,7 +145,7 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
     """`weight.grad [out, in] += grad_output^T x`, under no_grad. With autocast the product is bf16, the sum fp32."""
-    gradient, x, grad_output = _gradient(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
+    gradient, x, grad_output = gradient_of(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
     if gradient.dtype == x.dtype:
         gradient.addmm_(grad_output.t(), x)  # one GEMM that adds: no temporary, no second pass
     else:
@@ -150,12 +154,12 @@ def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.
 
 def accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
     """`bias.grad [out] +=` the sum of grad_output [..., out] over all but the last."""
-    _gradient(bias).add_(grad_output.flatten(0, -2).sum(0, dtype=bias.dtype))
+    gradient_of(bias).add_(grad_output.flatten(0, -2).sum(0, dtype=bias.dtype))
 
 
 def _accumulate_embedding(weight: torch.Tensor, ids: torch.Tensor, grad_output: torch.Tensor) -> None:
     """Rows are added one by one; on CUDA their order is fixed only by torch.use_deterministic_algorithms(True)."""
-    gradient = _gradient(weight)
+    gradient = gradient_of(weight)
     gradient.index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(gradient.dtype))
 
 

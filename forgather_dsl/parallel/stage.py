@@ -17,6 +17,7 @@ import torch.nn as nn
 
 from forgather_dsl.models.init import tie_weights
 from forgather_dsl.models.parts import drop_part, largest_dropout, part_of
+from forgather_dsl.parallel.compiled import compiled_layer, run_layer
 from forgather_dsl.parallel.deferred import defer
 from forgather_dsl.parallel.offload import Offload
 from forgather_dsl.parallel.recompute import Keeping, Policy
@@ -67,6 +68,7 @@ class Stage:
         self._cut()
         self._materialise()
         self.gradients = defer(model)
+        self._run_layer = run_layer
         self.keeping = Keeping(recompute, self.gradients, Offload(device) if offload else None)
         for number in layers if mlp_tiles > 1 else ():
             tile_mlp(model.layers[number], mlp_tiles, self.gradients)
@@ -104,6 +106,15 @@ class Stage:
         first, last = self.layers[0], self.layers[-1]
         layers = f"layers {first} to {last}" if len(self.layers) > 1 else f"layer {first}"
         return f"stage {self.index} of {self.num_stages} ({layers})"
+
+    def compile(self) -> None:
+        """From here on layers run compiled where gradients are taken. Evaluation runs them as written: its shapes differ."""
+        compiled = compiled_layer()
+
+        def run(layer: Any, x: torch.Tensor, context: Any) -> torch.Tensor:
+            return (compiled if torch.is_grad_enabled() else run_layer)(layer, x, context)
+
+        self._run_layer = run
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters to train, each once, under its full name; a tied head's weight is the embedding's to train."""
@@ -189,7 +200,7 @@ class Stage:
         def run(x: torch.Tensor) -> torch.Tensor:
             if drops:
                 _reseed(self.device, (*key, number))
-            return layer(x, context, None).to(self.dtype)
+            return self._run_layer(layer, x, context).to(self.dtype)
 
         # what draws random numbers is reseeded above, so a policy that runs the layer twice need keep no state of generators
         return self.keeping.run(run, x) if torch.is_grad_enabled() else run(x)

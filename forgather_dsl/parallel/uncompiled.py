@@ -18,6 +18,10 @@ __all__ = ["embedding", "linear"]
 _disable: Any = torch.compiler.disable
 _REASON = "the weight gradient of a deferred layer is computed apart from the backward"
 
-linear: Callable[[DeferredLinear, torch.Tensor], torch.Tensor] = _disable(DeferredLinear.deferred, reason=_REASON)
-embedding: Callable[[DeferredEmbedding, torch.Tensor], torch.Tensor]
-embedding = _disable(DeferredEmbedding.deferred, reason=_REASON)
+
+def _deferred(layer: DeferredLinear | DeferredEmbedding, input: torch.Tensor) -> torch.Tensor:
+    return layer.deferred(input)
+
+
+linear: Callable[[DeferredLinear, torch.Tensor], torch.Tensor] = _disable(_deferred, reason=_REASON)
+embedding: Callable[[DeferredEmbedding, torch.Tensor], torch.Tensor] = linear  # type: ignore[assignment]

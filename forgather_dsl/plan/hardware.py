@@ -90,6 +90,9 @@ class Speed(NamedTuple):
     flops: float  # per second, matrix products
     bandwidth: float  # bytes per second
     card: str | None  # None where both were said, or for a host
+    fp8: float | None = (
+        None  # flops with float8 factors, of a device whose flops were said twice those; None: it has none
+    )
 
 
 def speed(device: Device, bf16: bool) -> Speed:
@@ -98,10 +101,11 @@ def speed(device: Device, bf16: bool) -> Speed:
     """
     ranks = device.shared_by
     if device.flops and device.bandwidth:
-        return Speed(device.flops / ranks, device.bandwidth / ranks, None)
+        return Speed(device.flops / ranks, device.bandwidth / ranks, None, 2 * device.flops / ranks)
     card = cards.by_name(device.name) or cards.by_memory(device.memory_bytes * ranks / GIB)
     flops = device.flops or (card.bf16_tflops if bf16 else card.fp32_tflops) * 1e12
-    return Speed(flops / ranks, (device.bandwidth or card.bandwidth_gbs * 1e9) / ranks, card.name)
+    fp8 = None if card.fp8_tflops is None else card.fp8_tflops / card.bf16_tflops * flops / ranks
+    return Speed(flops / ranks, (device.bandwidth or card.bandwidth_gbs * 1e9) / ranks, card.name, fp8)
 
 
 def parse(text: str) -> Hardware:

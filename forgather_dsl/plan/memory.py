@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import BF16, SGD, Adafactor, AdamW, BF16Mixed, Experiment, Lion, Muon, OnHost
+from ..specs import BF16, FP8, SGD, Adafactor, AdamW, BF16Mixed, Experiment, InBackward, Lion, Muon, OnHost
+from ..specs.experiment import num_microbatches
 from .sizes import PartSize
 
-__all__ = ["Held", "State"]
+__all__ = ["Held", "State", "passes"]
 
 
 CHUNK = {
@@ -29,6 +30,7 @@ class State:
     def __init__(self, experiment: Experiment, on_gpu: bool) -> None:
         precision, optimizer = experiment.precision, experiment.optimizer
         self.narrow = isinstance(precision, BF16)  # weights and gradients of two bytes
+        self.float8 = isinstance(precision, FP8)  # factors of products in layers
         self.mixed = on_gpu and isinstance(precision, BF16Mixed)
         self.on_gpu = on_gpu
         self.number_bytes = 2 if self.mixed or self.narrow else 4  # of an activation
@@ -138,6 +140,11 @@ class State:
     def _square(in_layers: Sequence[PartSize]) -> int:
         """Entries of the largest Gram matrix: of the short side of a matrix with itself."""
         return max((part.short_side**2 for part in in_layers), default=0)
+
+
+def passes(experiment: Experiment, state: State) -> bool:
+    """Whether every backward frees its gradients: they leave for the host, or the one microbatch of a step updates."""
+    return state.leaving or (isinstance(experiment.update, InBackward) and num_microbatches(experiment) == 1)
 
 
 class Held(NamedTuple):

@@ -90,10 +90,8 @@ def model_costs(
         latency=latency if ranks > 1 else 0.0,
         transfer=message / rate if ranks > 1 else 0.0,
     )
-    if not num_shards(experiment):
-        return costs
     slowest = min(speeds, key=lambda speed: speed.flops)
-    return _with_shards(experiment, size, costs, state, slowest, measured)
+    return _with_shards(experiment, size, costs, state, slowest, measured) if num_shards(experiment) else costs
 
 
 def _with_shards(
@@ -154,9 +152,15 @@ def _layer_seconds(
     products, attention = 2 * layer.matrices * tokens, layer.attention_flops * tokens
     kept = tokens * (state.number_bytes * layer.kept + 4 * layer.kept_fp32)
     gradients = tokens * state.number_bytes * layer.transient
+    if state.float8:
+        products *= 1.0 if speed.fp8 is None else speed.flops / speed.fp8
     forward = _computed(F=products + attention, speed=speed) + _moved(F=2 * kept, speed=speed)
     backward = _computed(I=products + 2 * attention, W=products, speed=speed)
     backward += _moved(I=kept + 2 * gradients, W=_accumulated(layer, state) * tiles, speed=speed)
+    if state.float8:
+        rounded = _rounded(layer, tokens, speed)
+        forward += Seconds(forward=rounded.forward)
+        backward += rounded._replace(forward=0.0)
     whole = forward + backward + _again(block, layer, tokens, kept, state, speed, name, tiles)
     if not offload:
         return whole
@@ -178,6 +182,18 @@ def _again(
     attention = layer.attention_flops if name == "full" or not layer.attended else 0
     products = 2 * (layer.matrices - layer.closing)
     return _computed(I=tokens * (products + attention), speed=speed) + _moved(I=2 * kept, speed=speed)
+
+
+def _rounded(layer: PartSize, tokens: int, speed: Speed) -> Seconds:
+    """Passes over factors on their way to float8: their largest number, scaled, rounded, and copied where columns must lie
+    together; half of what is owed to W are inputs. And the weight gradient, added in a pass of its own."""
+    factors = tokens * layer.owed
+    return _moved(
+        F=4.5 * factors + 7 * layer.matrices,
+        I=4.5 * factors + 9 * layer.matrices,
+        W=9 * factors + 8 * layer.matrices,
+        speed=speed,
+    )
 
 
 def _head_seconds(experiment: Experiment, size: ModelSize, state: State, speed: Speed) -> Seconds:

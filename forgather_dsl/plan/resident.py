@@ -11,10 +11,9 @@ from typing import NamedTuple
 from ..specs import Experiment, InBackward, Pipeline
 from ..specs.experiment import num_shards
 from .hardware import GIB
-from .memory import State
+from .memory import State, passes
 from .occupancy import lookahead
 from .sizes import ModelSize, PartSize
-from .stage_cost import passes
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment, InBackward
-from ..specs.experiment import num_microbatches, num_shards
+from ..specs import ChunkedCrossEntropy, Experiment
+from ..specs.experiment import num_shards
+from .factors import float8_factors
 from .kept import WINDOW, LayerCost
 from .masks import Masks
-from .memory import Held, State
+from .memory import Held, State, passes
 from .sizes import ModelSize, PartSize
 
 __all__ = ["LOSS_ROWS", "StageCost"]
@@ -68,11 +69,6 @@ class StageCost(NamedTuple):
             kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
             backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
         )  # fmt: skip
-
-
-def passes(experiment: Experiment, state: State) -> bool:
-    """Whether every backward frees its gradients: they leave for the host, or the one microbatch of a step updates."""
-    return state.leaving or (isinstance(experiment.update, InBackward) and num_microbatches(experiment) == 1)
 
 
 class _Walk:
@@ -153,7 +149,13 @@ class _Walk:
 
     def product(self, part: PartSize) -> Held:
         """A weight's gradient in bfloat16, on its way into the fp32 sum; one format for both needs no such step."""
-        return Held(activations=2 * part.largest if self.state.apart else 0)
+        apart = self.state.apart or (self.state.float8 and part.short_side)  # the head's product is not in float8
+        return Held(activations=2 * part.largest if apart else 0)
+
+    def factors(self, part: PartSize, kind: str) -> Held:
+        """Beside the operands of a layer's largest product in F, B, I or W."""
+        found = float8_factors(part, self.tokens, self.size.dim, kind) if part.short_side else 0  # the head has none
+        return Held(activations=found * self.state.float8)
 
     def cost(self) -> StageCost:
         """All of it."""
@@ -186,6 +188,7 @@ class _Walk:
         for layer in self.layers:
             self.touch(self.numbers(layer.running))
             self.add(self.numbers(*layer.kept))
+            self.touch(self.factors(layer.size, "F"))
             self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
         if not self.last:
             self.add(self.numbers(dim))
@@ -215,6 +218,7 @@ class _Walk:
             if first or not self.stays(part):
                 self.add(self.gradient_of(part))
             self.touch(self.product(part) if part.flops else self.embedded(backward=True))
+            self.touch(self.factors(part, "W"))
             self.add(owed, -1)
             self.passed(part, in_layer=any(part is layer.size for layer in self.layers))
         self.before = Held()
@@ -250,9 +254,12 @@ class _Walk:
             self.add(one)
         for numbers, fp32 in layer.inputs if deferring else layer.backward:
             self.touch(self.numbers(numbers, fp32))
+        kept, wide = layer.kept
+        again = self.numbers(layer.size.kept - kept, layer.size.kept_fp32 - wide)  # all there is when its products run
+        self.touch(again.plus(self.factors(layer.size, "I" if deferring else "B")) if self.state.float8 else Held())
         if not deferring:
             self.touch(self.product(layer.size))
-        self.add(self.numbers(*layer.kept), -1)
+        self.add(self.numbers(kept, wide), -1)
         if first:
             self.add(self.gradient_of(layer.size).plus(one, -1))
         if not deferring:
@@ -286,15 +293,13 @@ class _Walk:
             self.passed(tail, in_layer=False)
 
     def chunks(self, first: bool) -> None:
-        """The loss and the head's gradients, a chunk of tokens after the other; in fp32 a few rows of logits and of two
-        gradients of theirs."""
+        """Loss and head by chunks of tokens; of a few rows there are logits and two gradients of theirs in fp32."""
         words, rows = self.size.vocab_size, min(LOSS_ROWS, self.chunk)
         logits = Held(loss=self.chunk * words * self.state.number_bytes)
-        made = self.gradient_of(self.end if first else PartSize())
+        made = self.gradient_of(self.end) if first else Held()
+        if self.chunk < self.tokens:  # else the gradient is made when all of the loss is done
+            self.add(made)
+        self.touch(logits.plus(Held(loss=12 * rows * words)))
         if self.chunk == self.tokens:
-            self.touch(logits.plus(Held(loss=12 * rows * words)))
             self.add(made)
-        else:
-            self.add(made)
-            self.touch(logits.plus(Held(loss=12 * rows * words)))
         self.touch(logits.plus(self.product(self.size.head)))

@@ -62,6 +62,7 @@ from .parallel import (
 from .recompute import AutoRecompute, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Recompute
 from .training import (
     BF16,
+    FP8,
     FP32,
     BF16Mixed,
     ChunkedCrossEntropy,
@@ -77,6 +78,7 @@ from .update import AfterBackward, InBackward, OnHost, Update
 
 __all__ = [
     "BF16",
+    "FP8",
     "FP32",
     "GELUMLP",
     "HF",

@@ -13,9 +13,10 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
-from .recompute import NoRecompute, Recompute, untileable
+from .recompute import FullRecompute, NoRecompute, Recompute, untileable
 from .training import (
     BF16,
+    FP8,
     BF16Mixed,
     CrossEntropy,
     Loss,
@@ -84,6 +85,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     update: Update = AfterBackward()  # when and where the optimizer steps
     recompute: Recompute = NoRecompute()
     loss: Loss = CrossEntropy()
+    compile: bool = False  # what lies between a layer's products by torch.compile; the first step then takes minutes
     log_every: int = attrs.field(default=10, validator=at_least(1))  # steps, as the next three
     eval_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: at the end
     save_every: int | None = attrs.field(default=None, validator=at_least(1))  # None: at the end
@@ -114,6 +116,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 f"{self.model.vocab_size} is smaller than the tokenizer's {self.tokenizer.vocab_size}; "
                 f"write vocab_size={self.tokenizer.vocab_size}, or patch(Llama, ...) to keep what the base passes down",
             )
+        yield from self.__check_products__()
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
         other = untileable(self.model) if self.recompute.mlp_tiles > 1 else None
@@ -132,6 +135,29 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
             )
         yield from self.__check_stages__()
         yield from self.update.__refused__(self)
+
+    def __check_products__(self) -> Any:
+        """Of float8 and compiled layers, what they do not go with."""
+        rows, tiles = self.seq_len * self.microbatch_size, self.recompute.mlp_tiles
+        if isinstance(self.precision, FP8) and rows % 16:
+            yield (
+                "precision",
+                f"FP8() adds over the tokens of a microbatch, 16 at a time, and it has {rows}; write a seq_len that is a "
+                "multiple of 16, or precision=BF16()",
+            )
+        if isinstance(self.precision, FP8) and tiles > 1:
+            yield (
+                "recompute.mlp_tiles",
+                "FP8() scales a tensor as a whole, so that tiles would be rounded otherwise; write mlp_tiles=1, or "
+                "precision=BF16()",
+            )
+        if self.compile and (tiles > 1 or not isinstance(self.recompute, (NoRecompute, FullRecompute))):
+            what = f"mlp_tiles={tiles}" if tiles > 1 else f"{type(self.recompute).__name__}()"
+            yield (
+                "compile",
+                f"{what} takes a layer apart, which is then no longer compiled as one; write compile = False, or "
+                "recompute = FullRecompute()",
+            )
 
     def __check_batch__(self) -> Any:
         replicas = num_replicas(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import attrs
 
@@ -66,6 +66,16 @@ class BF16(Precision["forgather_dsl.train.precision.BF16"]):
 
     rounding: Literal["exact", "stochastic", "kahan", "nearest"] = "exact"
     gradients: Literal["bf16", "fp32"] = "bf16"
+
+
+class FP8(BF16):
+    """As `BF16`, but products in layers have float8 factors, e4m3 forward and e5m2 for gradients, scaled tensor by tensor;
+    embedding, head and norms stay bfloat16. Takes compute capability 8.9 or more (arXiv 2209.05433).
+    """
+
+    __target__: ClassVar[Any] = "forgather_dsl.train.precision.FP8"
+
+    emulate: bool = False  # on a CPU, slowly: the same rounding, for tests
 
 
 class Loss(Lazy[T], abstract=True):

@@ -15,11 +15,12 @@ from ..dsl import build
 from ..dsl.imports import import_target
 from ..errors import UserError
 from ..models.parts import drop_part, part_of
+from ..parallel.float8 import to_float8
 from ..parallel.losses import takes_head
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment, Muon, OnHost
+from ..specs import FP8, Experiment, Muon, OnHost
 from .chunked_loss import ChunkedCrossEntropy, check_head
 from .optim import Engine, Foreign, Keeping, parameter_groups, role
 from .update.host_optimizer import HostOptimizer
@@ -46,6 +47,8 @@ def make_stage(
     offload, tiles = experiment.recompute.offload, experiment.recompute.mlp_tiles
     where = index, layout.schedule.num_stages, layout.layers[index], device, autocast
     stage = Stage(model, *where, recompute, offload, tiles)
+    if isinstance(experiment.precision, FP8):
+        to_float8(stage.model.layers)
     tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []
     for parameter in stage.model.parameters():
         parameter.grad_dtype = gradient_dtype(experiment, parameter)

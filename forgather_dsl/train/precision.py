@@ -40,3 +40,11 @@ class BF16:
     def autocast(self, device: torch.device) -> torch.dtype | None:
         """None: everything has the format already."""
         return None
+
+
+class FP8(BF16):
+    """As `BF16`; linear layers of the blocks multiply in float8 (`parallel.float8`)."""
+
+    def __init__(self, rounding: str, gradients: str, emulate: bool) -> None:
+        super().__init__(rounding, gradients)
+        self.emulate = emulate

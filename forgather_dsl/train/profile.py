@@ -20,10 +20,12 @@ import torch
 from ..data.loader import IGNORED
 from ..dsl import build, from_dict
 from ..models.init import initialise
+from ..parallel.compiled import require_compiler
 from ..parallel.deferred import WeightGradients
+from ..parallel.float8 import require_float8, to_float8
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
-from ..specs import Experiment
+from ..specs import FP8, Experiment
 from ..specs.recompute import policy
 from .repeatable import repeatable
 from .trainer import TRUSTED
@@ -86,6 +88,12 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
     more = recompute, experiment.recompute.offload, experiment.recompute.mlp_tiles
     stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), *more)
     initialise(model, 0)
+    if isinstance(experiment.precision, FP8):
+        require_float8(device, experiment.precision.emulate)
+        to_float8(model.layers)
+    if experiment.compile:
+        require_compiler(device)
+        stage.compile()
     rows = (experiment.microbatch_size, experiment.seq_len)
     ids = torch.zeros(rows, dtype=torch.int64, device=device).random_(experiment.model.vocab_size)
     loss_fn = build(experiment.loss)

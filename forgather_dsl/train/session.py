@@ -22,14 +22,16 @@ from ..data.packing import PackedLoader
 from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
 from ..models.init import initialise
+from ..parallel.compiled import require_compiler
 from ..parallel.failures import PeerLost
+from ..parallel.float8 import require_float8
 from ..parallel.group import Mesh, World, join, leave, make_mesh
 from ..parallel.interpreter import Pipeline
 from ..parallel.progress import PROGRESS, on_disk
 from ..parallel.shard import HeadShard
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
-from ..specs import Experiment
+from ..specs import FP8, Experiment
 from ..specs.experiment import world_size
 from . import saving
 from .agreement import Ranks, Said
@@ -171,9 +173,15 @@ def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) 
     """This rank's stages of the model, initialised, and the interpreter of its schedule."""
     autocast = build(experiment.precision).autocast(world.device)
     stages: list[Stage | HeadShard] = []
+    if experiment.compile:
+        require_compiler(world.device)
+    if isinstance(experiment.precision, FP8):
+        require_float8(world.device, experiment.precision.emulate)
     for index in layout.schedule.stages_of(mesh.place):
         stage = make_stage(experiment, make_model(experiment), layout, index, world.device, autocast)
         initialise(stage.model, experiment.seed)
+        if experiment.compile:
+            stage.compile()
         stages.append(stage)
     for index in layout.schedule.shards[mesh.place : mesh.place + 1]:
         shard = make_shard(experiment, layout, index, world.device, autocast)

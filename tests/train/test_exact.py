@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from forgather_dsl import (
     BF16,
+    FP8,
     FP32,
     AdamW,
     Auto,
@@ -173,6 +174,8 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"precision": FP32()},
         {"model": replace(Narrow().model, num_kv_heads=1, attention=GroupedQueryAttention(qk_norm=RMSNorm()))},
         {"parallel": Pipeline(stages=2), "model": replace(Narrow().model, tie_embeddings=True)},
+        {"precision": FP8()},
+        {"precision": FP8(), "recompute": FullRecompute(), "parallel": Pipeline(stages=2, schedule=ZeroBubbleH1())},
         {"isolate_documents": True, "recompute": FullRecompute()},
         {
             "isolate_documents": True,
