@@ -18,6 +18,7 @@ from .layout import Layout, lay_out
 from .memory import Held, State
 from .occupancy import Occupancy
 from .resident import message_bytes, overhead, resident
+from .shard_cost import shard_cost
 from .sizes import model_size
 from .stage_cost import StageCost
 
@@ -72,7 +73,7 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     schedule, ranges, policies = layout.schedule, layout.layers, layout.policies(experiment)
     stages = [StageCost.of(experiment, size, ranges, stage, state, name) for stage, name in enumerate(policies)]
     if schedule.num_shards:
-        stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state)] * schedule.num_shards
+        stages += [shard_cost(experiment, size, schedule.num_shards, state)] * schedule.num_shards
     message = message_bytes(experiment, size, state)
     tied = state.tied_gradient_bytes * size.embedding.matrices if size.tied else 0
     ranks = []

@@ -21,6 +21,7 @@ from .kept import LayerCost
 from .memory import State
 from .profile import Profile
 from .resident import capacity, resident
+from .shard_cost import shard_cost
 from .sizes import Block, ModelSize, PartSize, model_size
 from .stage_cost import StageCost
 
@@ -99,7 +100,7 @@ def _with_shards(
 ) -> Costs:
     shards = num_shards(experiment)
     whole = Seconds(*measured.head) if measured else _head_seconds(experiment, size, state, speed)
-    held = StageCost.of_shard(experiment, size, shards, state)
+    held = shard_cost(experiment, size, shards, state)
     forward, weight_grad = (whole.forward + whole.input_grad) / shards, whole.weight_grad / shards
     return with_shards(costs, forward, weight_grad, float(sum(held.kept)), float(sum(held.working)))
 

@@ -51,25 +51,6 @@ class StageCost(NamedTuple):
         """One microbatch on stage `stage` of those with these layers, which keeps what `policy` says."""
         return _Walk(experiment, size, ranges, stage, state, policy).cost()
 
-    @classmethod
-    def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, state: State) -> StageCost:
-        """One microbatch on the largest shard of a spread head: hidden states and the softmax over its rows, F to W."""
-        part = size.head_shard(shards)
-        tokens, rows = experiment.microbatch_size * experiment.seq_len, part.matrices // size.dim
-        message = tokens * state.number_bytes * size.dim
-        kept = Held(activations=message, loss=tokens * state.number_bytes * rows)  # F takes it, W gives it back as owed
-        lasting = Held(weights=state.casts(part))
-        wide = Held(activations=message, loss=tokens * 4 * rows if state.number_bytes < 4 else 0)
-        product = Held(activations=2 * part.matrices if state.apart else 0)
-        gradients = Held(gradients=state.gradient_bytes * part.parameters)
-        if passes(experiment, state):
-            freed = gradients.plus(product).plus(Held(gradients=state.update([(part, False)])))
-            return cls(kept, kept, lasting, Held(), lasting.plus(kept).plus(wide), Held(), Held(), freed, Held(), freed)
-        return cls(
-            kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
-            backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
-        )  # fmt: skip
-
 
 class _Walk:
     """Goes through a stage's layers as its actions do. `now` is what an action has come to, `most` its peak so far."""
