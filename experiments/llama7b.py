@@ -1,24 +1,30 @@
 """Published models of seven and eight billion parameters, trained from scratch, on several cards.
 
-Bases say what is trained, mixins where and in which order: a leaf puts them together. `plan` shows what each card would
-hold and how long a step would take, without a GPU; `run ... --smoke` trains a shrunken one here.
-The hub's files of Llama and Mistral ask for an account: `hf auth login`.
+Bases say what is trained, mixins where and in which order: a leaf puts them together. Each says what its plan says: memory
+of each card at its peak, tokens per second predicted for RTX 4090s (`plan` tells what that rests on). `run ... --smoke` trains
+a shrunken one here. The hub's files of Llama and Mistral ask for an account: `hf auth login`.
 """
 
 from forgather_dsl import (
     BF16,
     HF,
+    Adafactor,
+    AdamW,
     Auto,
+    AutoRecompute,
+    ChunkedCrossEntropy,
     Experiment,
     FullRecompute,
     GPipe,
     GroupedQueryAttention,
     HFTokenizer,
+    InBackward,
     Interleaved,
     Llama,
     Llama3Rope,
     Muon,
     OneFOneB,
+    OnHost,
     Pipeline,
     RMSNorm,
     Rope,
@@ -40,6 +46,7 @@ class Pretraining(Experiment, abstract=True):
     tokens = 1_000_000_000
     precision = BF16()  # weights of two bytes over exact fp32 masters
     optimizer = Muon(adamw_lr=3e-4)  # one number per weight of memory where AdamW takes two
+    loss = ChunkedCrossEntropy()
     recompute = FullRecompute()
     eval_every = 500
     save_every = 500
@@ -93,11 +100,11 @@ class Qwen3_8B(Pretraining, abstract=True):
     )
 
 
-class PP2(Experiment, abstract=True):
-    """Two cards of 80 GB."""
+class Qwen3_14B(Qwen3_8B, abstract=True):
+    """Qwen 3 14B (https://arxiv.org/abs/2505.09388)."""
 
-    hardware = "2x80GB"
-    parallel = Pipeline(stages=2, schedule=OneFOneB())
+    tokenizer = patch(HFTokenizer, path="Qwen/Qwen3-14B")
+    model = patch(Llama, dim=5120, num_layers=40, num_heads=40, ffn_dim=17_408)
 
 
 class PP4(Experiment, abstract=True):
@@ -107,10 +114,43 @@ class PP4(Experiment, abstract=True):
     parallel = Pipeline(stages=4, schedule=OneFOneB())
 
 
-class PP4Large(PP4, abstract=True):
-    """Four cards of 32 GB: a vocabulary of 128,000 needs them, for the optimizer's step of the embedding and the head."""
+class OneCard(Experiment, abstract=True):
+    """One card of 24 GB, a step of one microbatch: each layer is updated in its backward and its gradients are gone. Adafactor
+    keeps next to nothing, and weights are rounded by chance."""
 
-    hardware = "4x32GB"
+    hardware = "1x24GB"
+    batch_size = 1
+    precision = BF16(rounding="stochastic")
+    optimizer = Adafactor()
+    clip_norm = None  # a norm over all gradients is known too late
+    update = InBackward()
+
+
+class OneCardHost(OneCard, abstract=True):
+    """One card of 24 GB and the host's memory: AdamW with exact fp32 masters, clipping and accumulation run there."""
+
+    batch_size = 64
+    precision = BF16()
+    optimizer = AdamW(states="8bit")
+    clip_norm = 1.0
+    update = OnHost(gradients="host")
+
+
+class FourCards(PP4, abstract=True):
+    """Four cards of 24 GB: AdamW with exact masters and 8-bit moments; each stage runs again as little as its card allows."""
+
+    batch_size = 64
+    optimizer = AdamW(states="8bit")
+    recompute = AutoRecompute()
+
+
+class TwoCards(FourCards, abstract=True):
+    """Two cards of 24 GB: nothing beside weights and gradients, which are rounded by chance."""
+
+    hardware = "2x24GB"
+    parallel = patch(Pipeline, stages=2)
+    precision = BF16(rounding="stochastic")
+    optimizer = Adafactor()
 
 
 class GPipeSchedule(Experiment, abstract=True):
@@ -164,41 +204,111 @@ class PP4Interleaved(InterleavedSchedule, PP4, Llama7B):
 
 
 class PP4ZeroBubbleH1(ZeroBubbleH1Schedule, PP4, Llama7B):
-    """Four cards, split backward. A weight gradient put off keeps a whole stage's activations: half of the length fits."""
+    """Four cards, split backward. A weight gradient put off keeps a whole stage's activations: a quarter of the length."""
 
-    seq_len = 2048
-    batch_size = 64
-    parallel = patch(Pipeline, cuts=(9, 9, 8, 6))  # the last stage puts off the most
+    seq_len = 1024
+    batch_size = 128
+    parallel = patch(Pipeline, cuts=(9, 8, 8, 7))  # the last stage puts off the most
 
 
 class PP4ZeroBubbleV(ZeroBubbleVSchedule, PP4, Llama7B):
-    """Four cards, split backward in a V; at half of the length too."""
+    """Four cards, split backward in a V; at a quarter of the length too."""
 
-    seq_len = 2048
-    batch_size = 64
+    seq_len = 1024
+    batch_size = 128
 
 
 class PP4ZeroBubble(ZeroBubbleSchedule, PP4, Llama7B):
-    """Four cards, split backward, the order found by search."""
+    """Four cards, split backward, the order found by search within what these cards can spare."""
+
+    hardware = "4x21.5GB"
 
 
 class PP4Auto(AutoSchedule, PP4, Llama7B):
-    """Four cards, whatever is best on them."""
+    """Four cards, whatever is best within what they can spare."""
+
+    hardware = "4x21.5GB"
 
 
-class MistralPP4(AutoSchedule, PP4, Mistral7B):
+class Llama2PP4(FourCards, Llama7B):
+    """Llama 2 7B on four cards."""
+
+
+class MistralPP4(FourCards, Mistral7B):
     """Mistral 7B on four cards."""
 
 
-class Llama31PP4(PP4Large, Llama31_8B):
-    """Llama 3.1 8B on four larger cards."""
+class Llama31PP4(FourCards, Llama31_8B):
+    """Llama 3.1 8B on four cards: the last stage has the head, which is worth two and a half layers."""
+
+    parallel = patch(Pipeline, cuts=(8, 9, 8, 7))
 
 
-class QwenPP4(PP4Large, Qwen3_8B):
-    """Qwen 3 8B on four larger cards."""
+class Llama31PP4Short(FourCards, Llama31_8B):
+    """Llama 3.1 8B at half of the length, where no matrix product need run twice once weights are rounded by chance."""
 
-    parallel = patch(Pipeline, cuts=(7, 11, 11, 7))
+    seq_len = 2048
+    batch_size = 128
+    precision = BF16(rounding="stochastic")
+    parallel = patch(Pipeline, cuts=(8, 9, 9, 6))
 
 
-class Llama31PP2(PP2, Llama31_8B):
+class QwenPP4(FourCards, Qwen3_8B):
+    """Qwen 3 8B on four cards."""
+
+    parallel = patch(Pipeline, cuts=(8, 10, 10, 8))
+
+
+class Qwen14PP4(FourCards, Qwen3_14B):
+    """Qwen 3 14B on four cards: nothing beside weights and gradients has room."""
+
+    precision = BF16(rounding="stochastic")
+    optimizer = Adafactor()
+    parallel = patch(Pipeline, cuts=(9, 11, 11, 9))
+
+
+class Qwen14PP4Host(FourCards, Qwen3_14B):
+    """Qwen 3 14B on four cards, AdamW with exact masters in the host's memory."""
+
+    update = OnHost()
+    parallel = patch(Pipeline, cuts=(9, 11, 11, 9))
+
+
+class Llama2PP2(TwoCards, Llama7B):
+    """Llama 2 7B on two cards."""
+
+
+class MistralPP2(TwoCards, Mistral7B):
+    """Mistral 7B on two cards."""
+
+
+class Llama31PP2(TwoCards, Llama31_8B):
     """Llama 3.1 8B on two cards."""
+
+
+class QwenPP2(TwoCards, Qwen3_8B):
+    """Qwen 3 8B on two cards."""
+
+
+class Llama2OneCard(OneCard, Llama7B):
+    """Llama 2 7B on one card."""
+
+
+class MistralOneCard(OneCard, Mistral7B):
+    """Mistral 7B on one card."""
+
+
+class Llama31OneCard(OneCard, Llama31_8B):
+    """Llama 3.1 8B on one card."""
+
+
+class QwenOneCard(OneCard, Qwen3_8B):
+    """Qwen 3 8B on one card."""
+
+
+class Llama2OneCardHost(OneCardHost, Llama7B):
+    """Llama 2 7B on one card, AdamW on the host."""
+
+
+class Llama31OneCardHost(OneCardHost, Llama31_8B):
+    """Llama 3.1 8B on one card, AdamW on the host."""

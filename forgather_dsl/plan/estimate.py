@@ -69,7 +69,7 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     state = State(experiment, on_gpu)
     layout = lay_out(experiment) if layout is None else layout
     schedule, ranges, policies = layout.schedule, layout.layers, layout.policies(experiment)
-    stages = [StageCost.of(experiment, size, ranges, stage, state, name) for stage, name in enumerate(policies)]
+    stages = StageCost.of_each(experiment, size, ranges, state, policies)
     if schedule.num_shards:
         stages += [StageCost.of_shard(experiment, size, schedule.num_shards, state)] * schedule.num_shards
     message = message_bytes(experiment, size, state)

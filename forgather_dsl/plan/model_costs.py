@@ -70,7 +70,7 @@ def model_costs(
         _stage_seconds(experiment, size, layers, stage, state, speeds[placement[stage]], measured, names[stage])
         for stage in range(len(layers))
     ]
-    held = [StageCost.of(experiment, size, layers, stage, state, name) for stage, name in enumerate(names)]
+    held = StageCost.of_each(experiment, size, layers, state, names)
     rooms = []
     for rank, device in enumerate(found.devices[:ranks]):  # replicas are taken to be alike
         own = [stage for stage, owner in enumerate(placement) if owner == rank]
