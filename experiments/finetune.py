@@ -1,13 +1,34 @@
-"""Finetuning on conversations. docs/finetuning.md goes through it, from a Hugging Face folder to one.
+"""Finetuning all weights of a model on conversations: a Hugging Face folder in, and after `export` one out.
 
-python -m forgather_dsl run experiments/finetune.py:TinyChat
+`TinyChat` runs anywhere in a minute, nothing is downloaded. The others begin with a folder that lies beside: fetch it with
+`hf download Qwen/Qwen3-8B --local-dir Qwen3-8B` (Llama and Mistral ask for an account), and write your own data into a
+subclass. docs/finetuning.md goes through it.
 """
 
-from forgather_dsl import AdamW, Experiment, Llama, Sampling, StdlibChat, patch
+from forgather_dsl import (
+    BF16,
+    AdamW,
+    Chat,
+    ChunkedCrossEntropy,
+    Experiment,
+    FullRecompute,
+    GroupedQueryAttention,
+    HFTokenizer,
+    Llama,
+    Llama3Rope,
+    OneFOneB,
+    Pipeline,
+    RMSNorm,
+    Rope,
+    Sampling,
+    StdlibChat,
+    WarmupCosine,
+    patch,
+)
 
 
 class TinyChat(Experiment):
-    """A Llama of 1.9 M parameters learns to answer questions about Python's library: a minute, nothing downloaded."""
+    """A Llama of 1.9 M parameters learns to answer questions about Python's library: a minute on two CPU cores."""
 
     data = StdlibChat()
     seq_len = 256
@@ -17,3 +38,85 @@ class TinyChat(Experiment):
     sampling = Sampling(prompt="What does the function textwrap.fill do?", temperature=0.0)
     model = patch(Llama, dim=128, num_layers=4, num_heads=4)
     optimizer = AdamW(lr=3e-3)
+
+
+class Finetuning(Experiment, abstract=True):
+    """What the models have in common. Learning rate, schedule and no weight decay are those of Tulu 3's finetuning of 8 B
+    (https://arxiv.org/abs/2411.15124: 5e-6, warm-up over 3 %, then down to 0); sequences are packed, so fewer make a batch.
+    """
+
+    data = Chat(dataset="HuggingFaceH4/ultrachat_200k", subset_split="train_sft", held_out=0.01)
+    seq_len = 4096
+    batch_size = 32
+    microbatch_size = 1
+    epochs = 1
+    precision = (
+        BF16()
+    )  # weights of two bytes over exact fp32 masters, so that a small learning rate is not rounded away
+    optimizer = AdamW(lr=5e-6, betas=(0.9, 0.999), weight_decay=0.0)
+    loss = ChunkedCrossEntropy()
+    lr_schedule = WarmupCosine(warmup=0.03, final=0.0)
+    recompute = FullRecompute()
+    sampling = Sampling(prompt="Why is the sky blue?", max_new_tokens=128)
+    eval_every = 50
+    save_every = 100
+
+
+class Llama31Chat(Finetuning, abstract=True):
+    """Llama 3.1 8B; the base model's tokenizer has no template, so it is named, and with it the end of a turn."""
+
+    init_from = "Llama-3.1-8B"
+    tokenizer = HFTokenizer(path="Llama-3.1-8B", vocab_size=128_256)
+    data = patch(Chat, template="llama3")
+    model = patch(Llama, dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, ffn_dim=14_336, rope=Llama3Rope())
+
+
+class Qwen3Chat(Finetuning, abstract=True):
+    """Qwen 3 8B; its own template leaves thinking out of earlier turns, so a plain one of the same form is named."""
+
+    init_from = "Qwen3-8B"
+    tokenizer = HFTokenizer(path="Qwen3-8B", vocab_size=151_669)
+    data = patch(Chat, template="chatml")
+    model = patch(
+        Llama,
+        vocab_size=151_936,
+        dim=4096,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        ffn_dim=12_288,
+        norm=RMSNorm(eps=1e-6),
+        attention=GroupedQueryAttention(qk_norm=RMSNorm(eps=1e-6)),
+        rope=Rope(theta=1_000_000.0),
+    )
+
+
+class MistralChat(Finetuning, abstract=True):
+    """Mistral 7B v0.3, whose attention sees everything."""
+
+    init_from = "Mistral-7B-v0.3"
+    tokenizer = HFTokenizer(path="Mistral-7B-v0.3", vocab_size=32_768)
+    data = patch(Chat, template="mistral")
+    model = patch(
+        Llama, dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, ffn_dim=14_336, rope=Rope(theta=1_000_000.0)
+    )
+
+
+class FourCards(Experiment, abstract=True):
+    """Four cards of 24 GB, a pipeline."""
+
+    hardware = "4x24GB"
+    parallel = Pipeline(stages=4, schedule=OneFOneB())
+
+
+class MistralChatPP4(FourCards, MistralChat):
+    """Mistral 7B on conversations, four cards of 24 GB."""
+
+
+class Llama31ChatPP4(FourCards, Llama31Chat):
+    """Llama 3.1 8B on conversations, four cards of 24 GB."""
+
+
+class QwenChatPP4(FourCards, Qwen3Chat):
+    """Qwen 3 8B on conversations, four cards of 24 GB."""

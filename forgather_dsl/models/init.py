@@ -1,8 +1,9 @@
 """First weights: a model and a seed in, every parameter filled in place.
 
 A value depends on the seed and the parameter's full name alone: each tensor is drawn by a generator of its own, on the
-CPU and in fp32, then copied to where the parameter lives. So a model cut into stages starts with the same numbers as
-the whole one. `initialise` checks and places, `draw_weights` draws.
+CPU and in fp32, a chunk at a time that is copied to where the parameter lives. So a model cut into stages starts with the
+same numbers as the whole one, and an embedding of half a billion needs no second copy. `initialise` checks and places,
+`draw_weights` draws.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn as nn
 
 from forgather_dsl.models.parts import part_of
 
+CHUNK = 1 << 23  # numbers drawn at a time, 32 MiB: a multiple of 16, which torch draws together, so it changes no bit
 _RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # what a layer adds to the residual stream
 
 
@@ -35,12 +37,17 @@ class NormalInit:
         self.std = std
         self.depth_scaled = depth_scaled
 
-    def draw(self, name: str, shape: torch.Size, num_layers: int, generator: torch.Generator) -> torch.Tensor:
-        """The values of the weight called `name` (such as `model.layers.0.mlp.up_proj.weight`), fp32 on the CPU."""
+    def fill(self, name: str, flat: Any, num_layers: int, generator: torch.Generator) -> None:
+        """Give the weight called `name` (such as `model.layers.0.mlp.up_proj.weight`) its values, drawn in fp32 on the CPU.
+
+        `flat`: its numbers in one dimension, of any format and device; a chunk at a time is copied to them.
+        """
         std = self.std
         if self.depth_scaled and name.split(".")[-2] in _RESIDUAL_OUTPUTS:
             std /= math.sqrt(2 * num_layers)  # GPT-2, section 2.3
-        return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+        ends = [*range(CHUNK, len(flat) - 15, CHUNK), len(flat)]  # a rest too short to be drawn alike joins the last
+        for start, end in zip([0, *ends], ends):
+            flat[start:end].copy_(torch.empty(end - start, dtype=torch.float32).normal_(0.0, std, generator=generator))
 
 
 @torch.no_grad()
@@ -61,7 +68,7 @@ def initialise(model: Any, seed: int, device: torch.device | str | None = None) 
 def draw_weights(model: Any, seed: int) -> None:
     """Fill every parameter of `model` for the first time.
 
-    Linear and embedding weights come from `model.init.draw`, their biases are 0. Any other module (and every module
+    Linear and embedding weights come from `model.init.fill`, their biases are 0. Any other module (and every module
     of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
     its name. A shared weight is drawn once, under its first name.
     """
@@ -71,12 +78,12 @@ def draw_weights(model: Any, seed: int) -> None:
         if init is not None and _is_plain(module):
             name = names.pop(id(module.weight), None)
             if name is not None:
-                generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
-                module.weight.copy_(init.draw(name, module.weight.shape, len(model.layers), generator))
+                generator = torch.Generator("cpu").manual_seed(generator_seed(seed, name))
+                init.fill(name, module.weight.view(-1), len(model.layers), generator)
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()
         elif hasattr(module, "reset_parameters"):
-            _reset(module, _generator_seed(seed, path))
+            _reset(module, generator_seed(seed, path))
 
 
 def _draw_tied(model: Any, seed: int) -> None:
@@ -87,8 +94,8 @@ def _draw_tied(model: Any, seed: int) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = owners.get(name)
         if owner is not None and names[id(parameter)] != owner:
-            generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, owner))
-            parameter.copy_(model.init.draw(owner, parameter.shape, len(model.layers), generator))
+            generator = torch.Generator("cpu").manual_seed(generator_seed(seed, owner))
+            model.init.fill(owner, parameter.view(-1), len(model.layers), generator)
 
 
 def tie_weights(model: Any) -> None:
@@ -124,7 +131,8 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _generator_seed(seed: int, name: str) -> int:
+def generator_seed(seed: int, name: str) -> int:
+    """Of the generator that draws the parameter called `name`."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
 
 

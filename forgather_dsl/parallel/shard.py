@@ -8,6 +8,7 @@ After Yeung et al., Balancing Pipeline Parallelism with Vocabulary Parallelism (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn as nn
 
 from forgather_dsl.data.loader import IGNORED
-from forgather_dsl.models.init import initialise
+from forgather_dsl.models.init import generator_seed, initialise
 from forgather_dsl.models.parts import drop_part, part_of
 from forgather_dsl.parallel.deferred import WeightGradients, accumulate_weight
 from forgather_dsl.parallel.stage import path_of
@@ -83,6 +84,33 @@ class _Kept(NamedTuple):
     targets: Targets
 
 
+class _Window:
+    """All numbers of a weight in one dimension, of which those from `first` on are kept, as many as `kept` has."""
+
+    def __init__(self, kept: torch.Tensor, first: int, count: int) -> None:
+        self.kept, self.first, self.count = kept, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: slice) -> _Part:
+        return _Part(self, place.start, place.stop)
+
+
+class _Part:
+    """Some of them."""
+
+    def __init__(self, window: _Window, start: int, stop: int) -> None:
+        self.window, self.start, self.stop = window, start, stop
+
+    def copy_(self, values: torch.Tensor) -> None:
+        """Keep what lies in the window."""
+        kept, first = self.window.kept, self.window.first
+        begin, end = max(self.start, first), min(self.stop, first + len(kept))
+        if begin < end:
+            kept[begin - first : end - first].copy_(values[begin - self.start : end - self.start])
+
+
 class HeadShard:
     """The rows of the head that rank `shard` of `num_shards` holds, as stage `index` of a schedule.
 
@@ -126,7 +154,12 @@ class HeadShard:
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """First weights: the whole head's, drawn on the host, of which the shard keeps its rows."""
+        """First weights: those of the whole head, of which the shard keeps its rows; drawn in chunks where the model says how."""
+        if getattr(self.model, "init", None) is not None:
+            generator = torch.Generator("cpu").manual_seed(generator_seed(seed, self.name))
+            window = _Window(self.weight.view(-1), self.rows.start * self.dim, math.prod(self.shape))
+            self.model.init.fill(self.name, window, len(self.model.layers), generator)
+            return
         initialise(self.model, seed, device="cpu")
         self.weight.copy_(part_of(self.model, "head").weight[self.rows.start : self.rows.stop])
         self.model.to("meta")

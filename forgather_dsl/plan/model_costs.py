@@ -71,10 +71,11 @@ def model_costs(
         for stage in range(len(layers))
     ]
     held = StageCost.of_each(experiment, size, layers, state, names)
-    rooms = []
-    for rank, device in enumerate(found.devices[:ranks]):  # replicas are taken to be alike
-        own = [stage for stage, owner in enumerate(placement) if owner == rank]
-        rooms.append(capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu))
+    stages = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
+    rooms = [  # replicas are taken to be alike
+        capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu)
+        for own, device in zip(stages, found.devices)
+    ]
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     latency, rate = link(found, measured)
     costs = Costs(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..specs import ChunkedCrossEntropy, Experiment, InBackward
 from ..specs.experiment import num_microbatches, num_shards
 from .kept import LayerCost
+from .masks import Masks
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
 
@@ -105,6 +106,9 @@ class _Walk:
         self.passing = passes(experiment, state)
         self.before = Held()  # of the part that arrived last: on its way to the host
         self.tables = 8 * experiment.seq_len * (getattr(experiment.model, "head_dim", None) or 0)  # of positions, fp32
+        self.masks = Masks.of(experiment, ranges[stage], state.number_bytes)
+        if experiment.isolate_documents:  # each microbatch has a context of its own, tables and all
+            self.masks, self.tables = self.masks._replace(kept=self.masks.kept + self.tables), 0
         self.now = self.most = Held()
 
     def add(self, held: Held, times: int = 1) -> None:
@@ -185,6 +189,8 @@ class _Walk:
         dim, wide = self.size.dim, int(self.state.number_bytes == 2)
         self.restart()
         self.add(copies)
+        self.add(Held(activations=self.masks.kept))
+        self.touch(Held(activations=self.masks.making))
         if self.first:
             self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
         for layer in self.layers:

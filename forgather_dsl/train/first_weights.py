@@ -105,8 +105,19 @@ def _opened(session: Session, path: str) -> _Source:
     from .weights import expected, require_same
 
     source = _of_folder(session, path) if kind_of(path) == FOLDER else _of_checkpoint(session, path)
-    require_same(path, source.stored, expected(session.experiment.model, len(source.stored)))
+    try:
+        require_same(path, source.stored, expected(session.experiment.model, len(source.stored)))
+    except UserError as error:
+        raise UserError(f"{error}\n  {_of_what_model(path)}") from error
     return source
+
+
+def _of_what_model(path: str) -> str:
+    """What to write instead."""
+    if kind_of(path) == FOLDER:
+        return f"`python -m forgather_dsl import {path} --out NEW` writes an experiment with the model of these weights"
+    run = path if kind_of(path) == RUN else os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    return f"write the model that these weights are of: `python -m forgather_dsl show {run}` prints it"
 
 
 def _of_folder(session: Session, path: str) -> _Source:

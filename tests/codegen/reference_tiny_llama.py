@@ -254,6 +254,9 @@ class Llama(nn.Module):
         return self.lm_head(self.model(tokens, context, cache))
 
 
+CHUNK = 1 << 23  # numbers drawn at a time: a multiple of 16, which changes no bit
+
+
 @torch.no_grad()
 def draw_weights(model: Llama, seed: int) -> None:
     """First weights: normal of deviation 0.02, norms 1; a value depends on the seed and the parameter's name alone."""
@@ -263,7 +266,10 @@ def draw_weights(model: Llama, seed: int) -> None:
             continue
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big"))
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))
+        flat = parameter.view(-1)
+        ends = [*range(CHUNK, len(flat) - 15, CHUNK), len(flat)]
+        for start, end in zip([0, *ends], ends):
+            flat[start:end].copy_(torch.empty(end - start).normal_(0.0, 0.02, generator=generator))
 
 
 def build_model() -> Llama:

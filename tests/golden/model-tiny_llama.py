@@ -1,4 +1,4 @@
-"""Llama, from forgather_dsl.models.llama (sources bc6fd3ab99e2).
+"""Llama, from forgather_dsl.models.llama (sources f60c9c2c95b1).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
@@ -6,7 +6,7 @@ Written for one configuration, in which
     forgather_dsl.models.attention:130  qk_norm is None  ->  True
     forgather_dsl.models.attention:131  qk_norm is None  ->  True
     forgather_dsl.models.attention:139  self.q_norm is not None and self.k_norm is not None  ->  False
-    forgather_dsl.models.init:41  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
+    forgather_dsl.models.init:46  self.depth_scaled and name.split('.')[-2] in _RESIDUAL_OUTPUTS  ->  False
     forgather_dsl.models.llama:106  tie_embeddings  ->  False
 
 10 checks of arguments, passed by this configuration, are left out.
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 Tables = tuple[torch.Tensor, torch.Tensor]
 _BLOCK = 256  # tokens
 Visible = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]  # keys, values, and SDPA's mask and is_causal
+CHUNK = 1 << 23  # numbers drawn at a time, 32 MiB: a multiple of 16, which torch draws together, so it changes no bit
 
 
 class Context:
@@ -394,10 +395,15 @@ class NormalInit:
     ) -> None:
         self.std = std
 
-    def draw(self, name: str, shape: torch.Size, num_layers: int, generator: torch.Generator) -> torch.Tensor:
-        """The values of the weight called `name` (such as `model.layers.0.mlp.up_proj.weight`), fp32 on the CPU."""
+    def fill(self, name: str, flat: Any, num_layers: int, generator: torch.Generator) -> None:
+        """Give the weight called `name` (such as `model.layers.0.mlp.up_proj.weight`) its values, drawn in fp32 on the CPU.
+
+        `flat`: its numbers in one dimension, of any format and device; a chunk at a time is copied to them.
+        """
         std = self.std
-        return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+        ends = [*range(CHUNK, len(flat) - 15, CHUNK), len(flat)]  # a rest too short to be drawn alike joins the last
+        for start, end in zip([0, *ends], ends):
+            flat[start:end].copy_(torch.empty(end - start, dtype=torch.float32).normal_(0.0, std, generator=generator))
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -407,7 +413,8 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _generator_seed(seed: int, name: str) -> int:
+def generator_seed(seed: int, name: str) -> int:
+    """Of the generator that draws the parameter called `name`."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
 
 
@@ -426,7 +433,7 @@ def _reset(module: Any, generator_seed: int) -> None:
 def draw_weights(model: Any, seed: int) -> None:
     """Fill every parameter of `model` for the first time.
 
-    Linear and embedding weights come from `model.init.draw`, their biases are 0. Any other module (and every module
+    Linear and embedding weights come from `model.init.fill`, their biases are 0. Any other module (and every module
     of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
     its name. A shared weight is drawn once, under its first name.
     """
@@ -436,12 +443,12 @@ def draw_weights(model: Any, seed: int) -> None:
         if init is not None and _is_plain(module):
             name = names.pop(id(module.weight), None)
             if name is not None:
-                generator = torch.Generator("cpu").manual_seed(_generator_seed(seed, name))
-                module.weight.copy_(init.draw(name, module.weight.shape, len(model.layers), generator))
+                generator = torch.Generator("cpu").manual_seed(generator_seed(seed, name))
+                init.fill(name, module.weight.view(-1), len(model.layers), generator)
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()
         elif hasattr(module, "reset_parameters"):
-            _reset(module, _generator_seed(seed, path))
+            _reset(module, generator_seed(seed, path))
 
 
 def build_model() -> Llama:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from forgather_dsl.models import init
 from forgather_dsl.models.init import NormalInit, initialise, tie_weights
 from forgather_dsl.models.norms import LayerNorm
 from forgather_dsl.models.parts import drop_part, part_of
@@ -114,6 +116,29 @@ def test_the_dtype_only_rounds_the_values(build: Any) -> None:
     initialise(half, seed=0)
     for name, parameter in half.named_parameters():
         assert torch.equal(parameter, exact[name].to(torch.bfloat16)), name
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 47, 48, 63, 64, 65, 97])
+def test_chunks_change_no_bit_and_are_all_the_memory_it_takes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, largest = torch.Size((count, 3)), 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            made = func(*args, **kwargs or {})
+            if func.overloadpacket is torch.ops.aten.empty:
+                largest = max(largest, made.numel())
+            return made
+
+    name = "model.embed_tokens.weight"
+    seed = int(hashlib.sha256(f"3/{name}".encode()).hexdigest()[:16], 16)
+    expected = torch.empty(shape).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
+    monkeypatch.setattr(init, "CHUNK", 48)
+    weight = torch.full(shape, 7.0, dtype=torch.bfloat16)
+    with Watched():
+        NormalInit(std=0.02, depth_scaled=False).fill(name, weight.view(-1), 1, torch.Generator().manual_seed(seed))
+    assert torch.equal(weight, expected.to(torch.bfloat16))
+    assert 0 < largest < 48 + 16
 
 
 @pytest.mark.parametrize("depth_scaled", [False, True])

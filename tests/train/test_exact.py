@@ -16,6 +16,7 @@ from forgather_dsl import (
     AdamW,
     Auto,
     ChunkedCrossEntropy,
+    Cycle,
     Experiment,
     FullRecompute,
     GroupedQueryAttention,
@@ -67,7 +68,7 @@ BETWEEN = ("1f1b", "zb-h1", "zb-v")  # schedules under which every policy is run
 GALLERY = Path(__file__).parents[2] / "experiments"
 RECIPES = {
     cls.__name__: cls
-    for file in ("first", "tiny_llama", "llama7b")
+    for file in ("first", "tiny_llama", "llama7b", "finetune")
     for cls in experiments_in(load_file(str(GALLERY / f"{file}.py")))
     if not cls.__abstract__
 }
@@ -172,6 +173,12 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
         {"precision": FP32()},
         {"model": replace(Narrow().model, num_kv_heads=1, attention=GroupedQueryAttention(qk_norm=RMSNorm()))},
         {"parallel": Pipeline(stages=2), "model": replace(Narrow().model, tie_embeddings=True)},
+        {"isolate_documents": True, "recompute": FullRecompute()},
+        {
+            "isolate_documents": True,
+            "parallel": Pipeline(stages=2),
+            "model": replace(Narrow().model, attention=Cycle(SlidingWindow(window=64), GroupedQueryAttention())),
+        },
         {"loss": ChunkedCrossEntropy(chunk=128), "precision": BF16()},
         {"loss": ChunkedCrossEntropy(chunk=512), "precision": BF16(), "recompute": FullRecompute()},
         {"loss": ChunkedCrossEntropy(chunk=200), "model": replace(Narrow().model, vocab_size=40_000, num_layers=2)},

@@ -96,7 +96,7 @@ def test_one_step_that_is_not_finite_ends_a_run_that_updates_in_the_backward_pas
         """Sooner or later."""
 
     experiment = Small(data=TextFiles(paths=small.Small().data.paths, held_out=0.2), loss=Infinite(), steps=60)
-    with pytest.raises(UserError, match="is not finite.*cannot be skipped.*AfterBackward") as refused:
+    with pytest.raises(UserError, match=r"is not finite.*cannot be skipped.*AfterBackward") as refused:
         Trainer(experiment, out=str(tmp_path / "run"), model=False).fit()
     assert refused.value.exit_code == 4
 
@@ -166,6 +166,6 @@ def test_memory_that_cannot_be_pinned_is_said(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("cannot allocate")
 
     monkeypatch.setattr(torch, "empty", refuse)
-    with pytest.raises(UserError, match="32 MiB of host memory cannot be pinned.*ulimit -l") as refused:
+    with pytest.raises(UserError, match=r"32 MiB of host memory cannot be pinned.*ulimit -l") as refused:
         Buffers(4, torch.device("cuda"))
     assert refused.value.exit_code == 3
