@@ -20,9 +20,9 @@ from forgather_dsl import (
     HFTokenizer,
     InBackward,
     Interleaved,
+    KeepAttention,
     Llama,
     Llama3Rope,
-    Muon,
     OneFOneB,
     OnHost,
     Pipeline,
@@ -45,7 +45,7 @@ class Pretraining(Experiment, abstract=True):
     microbatch_size = 1
     tokens = 1_000_000_000
     precision = BF16()  # weights of two bytes over exact fp32 masters
-    optimizer = Muon(adamw_lr=3e-4)  # one number per weight of memory where AdamW takes two
+    optimizer = AdamW(states="8bit")  # two bytes of moments per weight
     loss = ChunkedCrossEntropy()
     recompute = FullRecompute()
     eval_every = 500
@@ -116,31 +116,43 @@ class PP4(Experiment, abstract=True):
 
 class OneCard(Experiment, abstract=True):
     """One card of 24 GB, a step of one microbatch: each layer is updated in its backward and its gradients are gone. Adafactor
-    keeps next to nothing, and weights are rounded by chance."""
+    keeps next to nothing, weights are rounded by chance, and what layers keep waits in the host's memory."""
 
     hardware = "1x24GB"
-    batch_size = 1
+    batch_size = 4
+    microbatch_size = 4
     precision = BF16(rounding="stochastic")
     optimizer = Adafactor()
     clip_norm = None  # a norm over all gradients is known too late
     update = InBackward()
+    recompute = FullRecompute(offload=True, mlp_tiles=4)
 
 
 class OneCardHost(OneCard, abstract=True):
-    """One card of 24 GB and the host's memory: AdamW with exact fp32 masters, clipping and accumulation run there."""
+    """One card of 24 GB and 128 GB of the host: AdamW with exact fp32 masters, clipping and accumulation run there."""
 
+    hardware = "1x24GB,host=128GB"
     batch_size = 64
+    microbatch_size = 1
     precision = BF16()
-    optimizer = AdamW(states="8bit")
+    optimizer = AdamW()  # in fp32: eight bits take a processor longer than memory would
     clip_norm = 1.0
     update = OnHost(gradients="host")
+
+
+class LongContext(Experiment, abstract=True):
+    """Sequences of 16,384 tokens, where attention is what takes time: it is not run twice."""
+
+    seq_len = 16_384
+    batch_size = 1
+    microbatch_size = 1
+    recompute = KeepAttention(offload=True, mlp_tiles=8)
 
 
 class FourCards(PP4, abstract=True):
     """Four cards of 24 GB: AdamW with exact masters and 8-bit moments; each stage runs again as little as its card allows."""
 
     batch_size = 64
-    optimizer = AdamW(states="8bit")
     recompute = AutoRecompute()
 
 
@@ -204,18 +216,18 @@ class PP4Interleaved(InterleavedSchedule, PP4, Llama7B):
 
 
 class PP4ZeroBubbleH1(ZeroBubbleH1Schedule, PP4, Llama7B):
-    """Four cards, split backward. A weight gradient put off keeps a whole stage's activations: a quarter of the length."""
+    """Four cards, split backward. A weight gradient put off keeps a whole stage's activations: half of the length fits."""
 
-    seq_len = 1024
-    batch_size = 128
-    parallel = patch(Pipeline, cuts=(9, 8, 8, 7))  # the last stage puts off the most
+    seq_len = 2048
+    batch_size = 64
+    parallel = patch(Pipeline, cuts=(9, 9, 8, 6))  # the last stage puts off the most
 
 
 class PP4ZeroBubbleV(ZeroBubbleVSchedule, PP4, Llama7B):
-    """Four cards, split backward in a V; at a quarter of the length too."""
+    """Four cards, split backward in a V; at half of the length too."""
 
-    seq_len = 1024
-    batch_size = 128
+    seq_len = 2048
+    batch_size = 64
 
 
 class PP4ZeroBubble(ZeroBubbleSchedule, PP4, Llama7B):
@@ -270,6 +282,8 @@ class Qwen14PP4(FourCards, Qwen3_14B):
 class Qwen14PP4Host(FourCards, Qwen3_14B):
     """Qwen 3 14B on four cards, AdamW with exact masters in the host's memory."""
 
+    hardware = "4x24GB,host=192GB"
+    optimizer = AdamW()
     update = OnHost()
     parallel = patch(Pipeline, cuts=(9, 11, 11, 9))
 
@@ -312,3 +326,11 @@ class Llama2OneCardHost(OneCardHost, Llama7B):
 
 class Llama31OneCardHost(OneCardHost, Llama31_8B):
     """Llama 3.1 8B on one card, AdamW on the host."""
+
+
+class Llama2OneCardLong(LongContext, OneCard, Llama7B):
+    """Llama 2 7B on one card, 16,384 tokens at a time."""
+
+
+class Llama31OneCardLong(LongContext, OneCard, Llama31_8B):
+    """Llama 3.1 8B on one card, 16,384 tokens at a time."""

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SHARE", "least_recomputing"]
 
-SHARE = (
-    0.895  # of a card that a choice may fill: 21.5 of 24 GiB; half a GiB is not there, and an allocator may waste 9 %
-)
+SHARE = 0.95  # of a card's memory that a choice may fill: what is sold as 24 GiB shows half a GiB less
 
 
 def least_recomputing(experiment: Experiment, lay_out: Callable[[Experiment], Layout]) -> Layout:

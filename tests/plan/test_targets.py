@@ -39,6 +39,7 @@ def planned():
         ("Llama31PP4", 4, 4096, 6500),
         ("Llama31PP4Short", 4, 2048, 8500),
         ("Qwen14PP4", 4, 4096, 3300),
+        ("Llama31OneCardLong", 1, 16_384, 1500),
     ],
 )
 def test_recipes_reach_their_targets_by_plan(planned, name, cards, seq_len, tokens_per_second):
