@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..specs import Experiment, Pipeline
 from ..specs.experiment import num_replicas
 from . import hardware
+from .actions import Schedule
 from .hardware import Device
 from .layout import Layout, lay_out
 from .memory import Held, State
@@ -84,10 +85,19 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
             step, held = update, held._replace(optimizer=held.optimizer + held.update)
         kinds = (held.weights + step.weights, step.gradients, held.optimizer, step.activations, step.buffers, step.loss)
         where = tuple((stage, ranges[stage]) for stage in own)
-        ranks.append(RankMemory(rank, where, *kinds, overhead(sum(kinds), on_gpu), held.host))
+        host = held.host + _kept_on_host(schedule, rank, stages)
+        ranks.append(RankMemory(rank, where, *kinds, overhead(sum(kinds), on_gpu), host))
     copies = range(num_replicas(experiment))
     everyone = tuple(replace(one, rank=copy * len(ranks) + one.rank) for copy in copies for one in ranks)
     return Estimate(size.parameters, everyone, (*size.left_out, *state.left_out))
+
+
+def _kept_on_host(schedule: Schedule, rank: int, stages: Sequence[StageCost]) -> int:
+    """The most bytes of activations that wait on the host at a time."""
+    if not any(sum(cost.host) for cost in stages):
+        return 0
+    nothing = StageCost(*[Held()] * len(StageCost._fields))
+    return Occupancy(schedule, rank, [nothing._replace(kept=cost.host) for cost in stages]).peak.total
 
 
 @dataclass(frozen=True)

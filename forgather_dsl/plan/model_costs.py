@@ -16,10 +16,11 @@ from ..specs.recompute import policy
 from . import hardware as machines
 from .costs import Costs, with_shards
 from .hardware import Hardware, Speed
+from .kept import LayerCost
 from .memory import State
 from .profile import Profile
 from .resident import capacity, resident
-from .sizes import ModelSize, PartSize, model_size
+from .sizes import Block, ModelSize, PartSize, model_size
 from .stage_cost import StageCost
 
 __all__ = ["BANDWIDTH_SUSTAINED", "FLOPS_SUSTAINED", "Seconds", "model_costs"]
@@ -28,6 +29,7 @@ FLOPS_SUSTAINED = (
     0.7  # of a card's peak, by matrix products of these sizes; LLMQ reaches 0.71 on RTX 4090s (arXiv 2512.15306)
 )
 BANDWIDTH_SUSTAINED = 0.8  # of a card's peak, by operations that only move memory
+TO_HOST = 20e9  # bytes per second between a card and the host, each way: PCIe 4.0 x16 sustains 22 to 26
 UNKNOWN_LAYER = 1.0  # seconds of F, I and W of a layer of which nothing is known: times are then relative
 
 
@@ -71,11 +73,9 @@ def model_costs(
         for stage in range(len(layers))
     ]
     held = StageCost.of_each(experiment, size, layers, state, names)
-    stages = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
-    rooms = [  # replicas are taken to be alike
-        capacity(device.memory_bytes, resident(experiment, size, layers, own, state), on_gpu)
-        for own, device in zip(stages, found.devices)
-    ]
+    owns = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
+    stored = [resident(experiment, size, layers, own, state) for own in owns]
+    rooms = [capacity(device.memory_bytes, one, on_gpu) for device, one in zip(found.devices, stored)]  # of one replica
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     latency, rate = link(found, measured)
     costs = Costs(
@@ -133,7 +133,8 @@ def _stage_seconds(
         )
         return sum(parts, Seconds())
     tokens = experiment.microbatch_size * experiment.seq_len
-    parts = [_layer_seconds(size.layers[index], tokens, state, speed, name) for index in layers[stage]]
+    how = name, experiment.recompute.mlp_tiles, experiment.recompute.offload
+    parts = [_layer_seconds(size.blocks[index], size.dim, tokens, state, speed, *how) for index in layers[stage]]
     if first:
         parts.append(_moved(W=10 * tokens * size.dim, speed=speed))  # adds rows: reads bf16 and fp32, writes fp32
     if last and not num_shards(experiment):
@@ -141,10 +142,13 @@ def _stage_seconds(
     return sum(parts, Seconds())
 
 
-def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, name: str) -> Seconds:
+def _layer_seconds(
+    block: Block, dim: int, tokens: int, state: State, speed: Speed, name: str, tiles: int, offload: bool
+) -> Seconds:
     """What F keeps was written once and read once. I reads it, and writes and reads gradients; and makes again what the
-    policy of that `name` does not keep.
+    policy of that `name` does not keep. Copies to the host and back run beside all that, so that the slower of both counts.
     """
+    layer = block.whole
     if not layer.parameters:
         return Seconds(UNKNOWN_LAYER, UNKNOWN_LAYER * (1 + (name in ("keep_attention", "full"))), UNKNOWN_LAYER)
     products, attention = 2 * layer.matrices * tokens, layer.attention_flops * tokens
@@ -152,16 +156,25 @@ def _layer_seconds(layer: PartSize, tokens: int, state: State, speed: Speed, nam
     gradients = tokens * state.number_bytes * layer.transient
     forward = _computed(F=products + attention, speed=speed) + _moved(F=2 * kept, speed=speed)
     backward = _computed(I=products + 2 * attention, W=products, speed=speed)
-    backward += _moved(I=kept + 2 * gradients, W=_accumulated(layer, state), speed=speed)
-    return forward + backward + _again(layer, tokens, kept, state, speed, name)
+    backward += _moved(I=kept + 2 * gradients, W=_accumulated(layer, state) * tiles, speed=speed)
+    whole = forward + backward + _again(block, layer, tokens, kept, state, speed, name, tiles)
+    if not offload:
+        return whole
+    copying = tokens * state.number_bytes * LayerCost.of(block, dim, name, tiles, offload).host / TO_HOST
+    return whole._replace(forward=max(whole.forward, copying), input_grad=max(whole.input_grad, copying))
 
 
-def _again(layer: PartSize, tokens: int, kept: int, state: State, speed: Speed, name: str) -> Seconds:
-    """What I does of F once more: memory traffic alone; or all but the last product, with attention or without."""
-    if name == "none":
-        return Seconds()
-    if name == "norms_and_activation":
-        return _moved(I=2 * tokens * state.number_bytes * layer.cheap, speed=speed)
+def _again(
+    block: Block, layer: PartSize, tokens: int, kept: int, state: State, speed: Speed, name: str, tiles: int
+) -> Seconds:
+    """What I does of F once more: memory traffic alone; or all but the last product, with attention or without. An MLP in
+    tiles runs once more under every policy.
+    """
+    if name in ("none", "norms_and_activation"):
+        cheap = layer.cheap if name != "none" else 0
+        products = 2 * (block.mlp.matrices - layer.closing) if tiles > 1 else 0
+        moved = 2 * state.number_bytes * (cheap + (block.mlp.kept if tiles > 1 else 0))
+        return _computed(I=tokens * products, speed=speed) + _moved(I=tokens * moved, speed=speed)
     attention = layer.attention_flops if name == "full" or not layer.attended else 0
     products = 2 * (layer.matrices - layer.closing)
     return _computed(I=tokens * (products + attention), speed=speed) + _moved(I=2 * kept, speed=speed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..dsl import replace
 from ..specs import Experiment
 from ..specs.experiment import world_size
-from ..specs.recompute import POLICIES
+from ..specs.recompute import POLICIES, Recompute
 from . import hardware as machines
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def least_recomputing(experiment: Experiment, lay_out: Callable[[Experiment], La
     names = list(POLICIES)
     uniform, base = experiment, None
     for name in names:
-        uniform = replace(experiment, recompute=POLICIES[name]())
+        uniform = replace(experiment, recompute=_spec(experiment, name))
         base = lay_out(uniform)
         base = base._replace(recompute=(name,) * len(base.layers))
         if all(_fits(uniform, base)):
@@ -58,6 +58,11 @@ def _each_less(experiment: Experiment, layout: Layout) -> Layout:
                 layout = tried
                 break
     return layout
+
+
+def _spec(experiment: Experiment, name: str) -> Recompute:
+    own = experiment.recompute
+    return POLICIES[name](offload=own.offload, mlp_tiles=own.mlp_tiles)
 
 
 def _fits(experiment: Experiment, layout: Layout) -> list[bool]:

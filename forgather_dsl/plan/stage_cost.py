@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..specs import ChunkedCrossEntropy, Experiment, InBackward
 from ..specs.experiment import num_microbatches, num_shards
-from .kept import LayerCost
+from .kept import WINDOW, LayerCost
 from .masks import Masks
 from .memory import Held, State
 from .sizes import ModelSize, PartSize
@@ -35,6 +35,7 @@ class StageCost(NamedTuple):
     first_backward: Held  # of the first B, which makes the gradients
     first_weights: Held  # of the first W
     early: Held = Held()  # those of the gradients that the first I makes already: of the head under a chunked loss
+    host: Held = Held()  # in the memory of the host, from F to B or I
 
     @property
     def working(self) -> Held:
@@ -97,7 +98,8 @@ class _Walk:
     ) -> None:
         self.size, self.state = size, state
         self.tokens = experiment.microbatch_size * experiment.seq_len
-        self.layers = [LayerCost.of(size.blocks[index], size.dim, policy) for index in ranges[stage]]
+        how = size.dim, policy, experiment.recompute.mlp_tiles, experiment.recompute.offload
+        self.layers = [LayerCost.of(size.blocks[index], *how) for index in ranges[stage]]
         self.first, self.last = stage == 0, stage == len(ranges) - 1
         self.shards = num_shards(experiment)
         self.end = size.final_norm if self.shards else size.final_norm + size.head  # what the last stage has more
@@ -172,7 +174,8 @@ class _Walk:
         """All of it."""
         layers = [layer.size for layer in self.layers]
         parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
-        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
+        travelling = self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0))
+        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables).plus(travelling)
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
         backward, inputs, first = (self.backward(*how) for how in ((False, False), (True, False), (False, True)))
@@ -182,7 +185,10 @@ class _Walk:
         weights, first_weights = self.weights(first=False), self.weights(first=True)
         gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts if self.stays(part)))
         early = self.gradient_of(self.size.head) if self.chunk and self.stays(self.end) else Held()
-        return StageCost(kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights, early)
+        host = self.numbers(sum(layer.host for layer in self.layers))
+        return StageCost(
+            kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights, early, host
+        )
 
     def forward(self, copies: Held) -> Held:
         """F, from the stage's input to its output or loss; `now` ends with what stays."""

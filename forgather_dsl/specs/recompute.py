@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from ..dsl import Lazy
+from .validators import at_least
 
 __all__ = [
     "POLICIES",
@@ -20,6 +23,11 @@ __all__ = [
 
 class Recompute(Lazy[Any], abstract=True):
     """Which activations a stage computes again in the backward pass instead of keeping them. Results are the same bits."""
+
+    offload: bool = False  # what is kept waits in pinned memory of the host; the device holds that of two layers
+    mlp_tiles: int = attrs.field(
+        default=1, validator=at_least(1)
+    )  # of the tokens, which the MLP takes one after the other
 
 
 class NoRecompute(Recompute):
@@ -41,7 +49,13 @@ class FullRecompute(Recompute):
 
 
 class AutoRecompute(Recompute):
-    """On each stage the one of the four that recomputes least and fits the memory of its card."""
+    """On each stage the one of the four that recomputes least and fits the memory of its card; layers are split to go with
+    that.
+    """
+
+    leave_gib: float = attrs.field(
+        default=2.5, validator=attrs.validators.ge(0.0)
+    )  # of each card, not planned to be used
 
 
 POLICIES: dict[str, type[Recompute]] = {

@@ -43,7 +43,9 @@ def make_stage(
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
         check_head(part_of(model, "head"), type(experiment.loss).__name__)
     recompute: Any = layout.policies(experiment)[index]
-    stage = Stage(model, index, layout.schedule.num_stages, layout.layers[index], device, autocast, recompute)
+    offload, tiles = experiment.recompute.offload, experiment.recompute.mlp_tiles
+    where = index, layout.schedule.num_stages, layout.layers[index], device, autocast
+    stage = Stage(model, *where, recompute, offload, tiles)
     tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []
     for parameter in stage.model.parameters():
         parameter.grad_dtype = gradient_dtype(experiment, parameter)

@@ -35,7 +35,7 @@ from .as_gpu import as_on_gpu
 from .assembly import make_model, make_optimizer, make_stage
 from .exact_update import listener
 from .gradients import clip, sum_of_squares
-from .live import CUDA_BLOCK, LiveBytes
+from .live import CUDA_BLOCK, HOST, LiveBytes
 from .optim import Engine
 from .optim.elementwise import AdamWRule
 from .optim.engine import CHUNK_BYTES
@@ -55,10 +55,11 @@ class ExactRank:
     kinds: dict[str, int]
     microbatches: int
     seconds: float
+    host: int = 0  # the most bytes of activations on the host
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Everything on the device."""
         return sum(self.kinds.values())
 
 
@@ -167,12 +168,19 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
         stages = [make_stage(experiment, model, layout, i, device, autocast) for i, model in zip(own, models)]
         wire = _Silent(rank, layout.schedule.num_ranks, live)
         pipeline = _Unread(stages, layout.schedule, experiment.seed, wire=wire)
-        for model in models:
+        for model, stage in zip(models, stages):
             _watch(model, live)
+            if stage.keeping.offload is not None:
+                stage.keeping.offload.empty = partial(_on_host, live)
         with as_on_gpu() if on_gpu else nullcontext():
             _steps(experiment, pipeline, live, on_gpu)
     kinds = {kind: live.at_peak[kind] for kind in KINDS}
-    return ExactRank(rank, kinds, layout.schedule.num_microbatches, time.perf_counter() - started)
+    return ExactRank(rank, kinds, layout.schedule.num_microbatches, time.perf_counter() - started, live.most_on_host)
+
+
+def _on_host(live: LiveBytes, tensor: Tensor) -> Tensor:
+    with live.during(HOST):
+        return torch.empty_like(tensor)
 
 
 def _watch(model: Any, live: LiveBytes) -> None:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CUDA_BLOCK", "LiveBytes"]
+__all__ = ["CUDA_BLOCK", "HOST", "LiveBytes"]
+
+HOST = "host"  # the kind of storages that are not on the device: counted apart
 
 CUDA_BLOCK = 512  # bytes: what torch's CUDA allocator rounds every request up to
 
@@ -44,7 +46,8 @@ class LiveBytes(TorchDispatchMode):
         self.granularity, self.classify = granularity, classify
         self.kind = "other"
         self.kinds: Counter[str] = Counter()
-        self.total = self.peak = 0
+        self.total = self.peak = 0  # without what is on the host
+        self.most_on_host = 0
         self.at_peak: Counter[str] = Counter()
         self._live: dict[int, _Entry] = {}
 
@@ -55,8 +58,8 @@ class LiveBytes(TorchDispatchMode):
         if entry is None or entry.reference() is not storage:
             self._add(storage, kind)
         else:
-            self.kinds[entry.kind] -= entry.bytes
-            self.kinds[kind] += entry.bytes
+            self._count(entry.kind, -entry.bytes)
+            self._count(kind, entry.bytes)
             entry.kind = kind
 
     def kind_of(self, tensor: Tensor) -> str | None:
@@ -76,7 +79,7 @@ class LiveBytes(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forget the peak so far."""
-        self.peak, self.at_peak = self.total, self.kinds.copy()
+        self.peak, self.at_peak, self.most_on_host = self.total, self.kinds.copy(), self.kinds[HOST]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then look at what it made. Its inputs are alive until then."""
@@ -104,10 +107,15 @@ class LiveBytes(TorchDispatchMode):
         def freed(reference: weakref.ref[torch.UntypedStorage]) -> None:
             entry = self._live.get(key)
             if entry is not None and entry.reference is reference:
-                self.total -= entry.bytes
-                self.kinds[entry.kind] -= entry.bytes
+                self._count(entry.kind, -entry.bytes)
                 del self._live[key]
 
         self._live[key] = _Entry(weakref.ref(storage, freed), size, kind)
-        self.total += size
+        self._count(kind, size)
+
+    def _count(self, kind: str, size: int) -> None:
         self.kinds[kind] += size
+        if kind == HOST:
+            self.most_on_host = max(self.most_on_host, self.kinds[HOST])
+        else:
+            self.total += size

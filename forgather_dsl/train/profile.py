@@ -83,7 +83,8 @@ def _runner(experiment: Experiment, layer: int, where: str, device: torch.device
     model.to(precision.parameters)
     recompute: Any = policy(experiment.recompute) or "full"
     index = {"first": 0, "middle": 1, "last": 2}[where]
-    stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), recompute)
+    more = recompute, experiment.recompute.offload, experiment.recompute.mlp_tiles
+    stage = Stage(model, index, 3, range(layer, layer + 1), device, precision.autocast(device), *more)
     initialise(model, 0)
     rows = (experiment.microbatch_size, experiment.seq_len)
     ids = torch.zeros(rows, dtype=torch.int64, device=device).random_(experiment.model.vocab_size)
