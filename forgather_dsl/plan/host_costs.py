@@ -2,7 +2,7 @@
 
 In: an experiment, one rank's stages, how many ranks share the host. Out: `HostSeconds`. Rates are assumed, and told with the plan:
 20 GB/s each way between a card and the host (PCIe 4.0 x16 sustains 22 to 26), 40 GB/s of the host's memory for all ranks
-together (two channels of DDR5). While microbatches run, gradients travel and are added beside them, so that only the slower
+together (two channels of DDR5), or what 16 cores compute where that is slower, as with 8-bit states. While microbatches run, gradients travel and are added beside them, so that only the slower
 of both counts. The update is counted in full, though the next step's first forwards run beside it.
 """
 
@@ -20,6 +20,12 @@ __all__ = ["CARD_TO_HOST", "HOST_RATE", "HostSeconds", "host_seconds"]
 
 CARD_TO_HOST = 20e9  # bytes per second, each way
 HOST_RATE = 40e9  # bytes per second that an update and the adding of gradients move, all ranks of a host together
+HOST_CORES = 16
+CORE_SECONDS = {
+    "fp32": 2e-9,
+    "bf16": 20e-9,
+    "8bit": 140e-9,
+}  # of AdamW's update of a weight, by states (benchmarks/LOG.md)
 
 
 class HostSeconds(NamedTuple):
@@ -43,11 +49,12 @@ def host_seconds(
     held = sum(state.on_host_of(*part) for part in parts)
     sums = 4 * parameters if state.leaving else 0
     moved = 2 * (held - sums) + (4 + state.weight_bytes) * parameters
+    update = max(moved / rate, CORE_SECONDS[state.states] * parameters * ranks / HOST_CORES)
     there, back = state.gradient_bytes * parameters / CARD_TO_HOST, state.weight_bytes * parameters / CARD_TO_HOST
     if not state.leaving:
-        return HostSeconds(0.0, max(moved / rate, there, back))
+        return HostSeconds(0.0, max(update, there, back))
     added = (8 + state.gradient_bytes) * parameters / rate
-    return HostSeconds(num_microbatches(experiment) * max(there, added), max(moved / rate, back))
+    return HostSeconds(num_microbatches(experiment) * max(there, added), max(update, back))
 
 
 def size_of_last(stages: Sequence[tuple[int, range]], size: ModelSize) -> list[PartSize]:

@@ -237,7 +237,7 @@ def _as_on_gpu(optimizer: Any) -> None:
             if "foreach" in group:
                 group["foreach"] = True
         return
-    optimizer.chunk_bytes = CHUNK_BYTES
+    optimizer.chunk_bytes, optimizer.most_chunks = CHUNK_BYTES, 3
     for rule in {id(group["rule"]): group["rule"] for group in optimizer.param_groups}.values():
         if isinstance(rule, AdamWRule):
             rule.fused = True

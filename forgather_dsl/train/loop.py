@@ -91,6 +91,7 @@ def progress(session: Session, seconds: float, ahead: int = 0) -> float:
 def set_learning_rate(session: Session, at: float) -> float:
     """Scale every group's peak; returns the first group's."""
     factor = session.lr_schedule(at)
+    session.lost.watch(factor)
     for group in session.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return session.optimizer.param_groups[0]["lr"]
@@ -99,6 +100,7 @@ def set_learning_rate(session: Session, at: float) -> float:
 def at_intervals(session: Session, report: Reporter) -> None:
     """What is due after this step, the last one apart."""
     e = session.experiment
+    session.lost.tell()
     if e.eval_every and session.step % e.eval_every == 0 and session.held_out is not None:
         _evaluate(session, report)
     if e.sample_every and session.step % e.sample_every == 0 and e.sampling is not None:
@@ -119,6 +121,7 @@ def stop_or_save(session: Session, request: StopRequest, stop: bool, save: bool)
 
 def finish(session: Session, report: Reporter) -> None:
     """The end of a run: evaluation, a sample, the last checkpoint."""
+    session.lost.tell()
     if session.held_out is not None:
         _evaluate(session, report)
     if session.experiment.sampling is not None:

@@ -58,7 +58,7 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
 def _due(session: Session) -> bool:
     """Whether something has to see the right weights after this step, or the run may go back after it."""
     e, guards = session.experiment, session.guards
-    if guards.save_waits or guards.needs_agreement:
+    if guards.save_waits or guards.needs_agreement or session.lost.pending:
         return True
     return any(every and session.step % every == 0 for every in (e.eval_every, e.sample_every, e.save_every))
 

@@ -38,6 +38,7 @@ from .checkpoint import Saved
 from .directory import read_layout
 from .first_weights import begin_with
 from .guards import Guards
+from .lost_updates import LostUpdates
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
@@ -72,6 +73,7 @@ class Session:
         self.seconds = 0.0  # of training, over all starts
         self.peaks: list[int] = []  # bytes per rank, as of the last step
         self.guards = Guards(self)
+        self.lost = LostUpdates(self)
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
         self.update = make_update(self)

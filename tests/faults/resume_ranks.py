@@ -25,6 +25,7 @@ from forked_ranks import forked, write_corpus  # noqa: E402
 
 from forgather_dsl import (  # noqa: E402
     BF16,
+    Adafactor,
     AdamW,
     Bytes,
     DualPipeV,
@@ -32,6 +33,7 @@ from forgather_dsl import (  # noqa: E402
     FullRecompute,
     GPipe,
     Interleaved,
+    Lion,
     Llama,
     LoopedBFS,
     Muon,
@@ -72,7 +74,16 @@ class Hard(Experiment):
 UNTIED = patch(Llama, tie_embeddings=False)
 KINDS: dict[str, dict[str, Any]] = {  # how an experiment differs from Hard, and its uninterrupted run
     "fp32": {"parallel": Single()},
-    "bf16": {"parallel": Single(), "precision": BF16(), "optimizer": AdamW()},
+    "bf16": {"parallel": Single(), "precision": BF16(), "optimizer": AdamW(states="8bit")},
+    "chance": {"parallel": Single(), "precision": BF16(rounding="stochastic"), "optimizer": AdamW(states="bf16")},
+    "kahan": {"parallel": Single(), "precision": BF16(rounding="kahan"), "optimizer": Lion(lr=1e-3)},
+    "factored": {"parallel": Single(), "precision": BF16(rounding="stochastic"), "optimizer": Adafactor(lr=1e-3)},
+    "moved": {
+        "parallel": Single(),
+        "precision": BF16(rounding="kahan"),
+        "optimizer": AdamW(states="8bit"),
+        "model": UNTIED,
+    },
     "adamw": {"parallel": Single(), "optimizer": AdamW(), "model": UNTIED},
     "spread 2": {"parallel": Pipeline(stages=2, spread_head=True), "optimizer": AdamW(), "model": UNTIED},
     "spread 4": {"parallel": Pipeline(stages=4, spread_head=True), "optimizer": AdamW(), "model": UNTIED},
@@ -111,12 +122,15 @@ CASES: dict[str, tuple[str, list[Leg]]] = {
     "1 killed, 2 torch's runtime, 1": ("fp32", [Leg(Single(), killed=0), pipe(2, OneFOneB(), engine="torch"), ONE]),
     "adamw 1, 4 GPipe, 2 ZB-V": ("adamw", [ONE, pipe(4, GPipe()), pipe(2, ZeroBubbleV())]),
     "bf16 1, 2 ZB-V, 1": ("bf16", [ONE, pipe(2, ZeroBubbleV()), ONE]),
+    "chance 1, 2 ZB-V, 4 GPipe": ("chance", [ONE, pipe(2, ZeroBubbleV()), pipe(4, GPipe())]),
+    "kahan 2 1F1B killed, 1, 4 ZB-H1": ("kahan", [pipe(2, OneFOneB(), killed=1), ONE, pipe(4, ZeroBubbleH1())]),
+    "factored 4 1F1B, 2 post-validated, 1": ("factored", [pipe(4, OneFOneB()), pipe(2, OneFOneB(), post_validation=True), ONE]),
     "bf16 4 DualPipeV, 2 1F1B killed, 4 VHalf": ("bf16", [pipe(4, DualPipeV()), pipe(2, OneFOneB(), killed=0), pipe(4, VHalf())]),
     "spread 4 GPipe, ZB-H1, 1F1B": ("spread 4", [pipe(4, GPipe(), spread_head=True), pipe(4, ZeroBubbleH1(), spread_head=True), pipe(4, OneFOneB(), spread_head=True)]),
     "replicas 2 x 2 ZB-V, 2 x 1, 2 x 2 GPipe": ("replicas", [pipe(2, ZeroBubbleV(), replicas=2), pipe(1, OneFOneB(), replicas=2), pipe(2, GPipe(), replicas=2)]),
 }  # fmt: skip
 QUICK = ["1, 2 ZB-V, 4 1F1B", "2 VHalf killed, 4 ZB-H1", "bf16 2 Interleaved, 4 ZB-H2"]
-MOVED = ("spread 2 to 4 to 1", ("adamw", [pipe(2, OneFOneB(), spread_head=True), pipe(4, ZeroBubbleH1(), spread_head=True), ONE]))  # fmt: skip
+MOVED = ("spread 2 to 4 to 1", ("moved", [pipe(2, OneFOneB(), spread_head=True), pipe(4, ZeroBubbleH1(), spread_head=True), ONE]))  # fmt: skip
 """Other sums of the loss, so other bits than one process has: here what a restored rank holds is compared alone."""
 
 

@@ -89,6 +89,25 @@ def test_what_cannot_be_exact_is_refused(changes: dict[str, Any], message: str) 
         check(replace(Small(), **changes))
 
 
+def test_a_run_goes_on_with_another_update_as_if_nothing_had_changed(small: Any, tmp_path: Path) -> None:
+    from small_runs import weights
+
+    from forgather_dsl import BF16, AfterBackward, Trainer
+
+    ends = []
+    updates = AfterBackward(), OnHost(), InBackward()
+    for number in range(3):
+        out = str(tmp_path / f"run{number}")
+        for steps, update in ((2, updates[number]), (4, updates[(number + 1) % 3])):
+            data = TextFiles(paths=small.Small().data.paths, held_out=0.2)
+            experiment = replace(Small(data=data, precision=BF16()), steps=steps, update=update, save_every=1)
+            Trainer(experiment, out=out, model=False).fit()
+        ends.append(weights(out, everything=True))
+    assert len(ends[0]) > 20
+    for end in ends[1:]:
+        assert [name for name in ends[0] if not torch.equal(ends[0][name], end[name])] == []
+
+
 def test_one_step_that_is_not_finite_ends_a_run_that_updates_in_the_backward_pass(small: Any, tmp_path: Path) -> None:
     from forgather_dsl import Loss, Trainer
 

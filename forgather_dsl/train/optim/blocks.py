@@ -64,7 +64,7 @@ def quantise(value: Tensor, signed: bool, codes: Tensor, scales: Tensor) -> None
         scale = torch.maximum(high, low.neg_())
         scales[:, blocks] = scale
         part.div_(scale.clamp_(min=torch.finfo(torch.float32).tiny)[..., None])
-        codes[:, columns] = torch.bucketize(part, limits, out_int32=True).flatten(1)
+        codes[:, columns] = torch.bucketize(part.contiguous(), limits, out_int32=True).flatten(1)
 
 
 def dequantise(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:

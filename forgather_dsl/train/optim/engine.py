@@ -31,6 +31,7 @@ class Target:
         self.step, self.lr, self.decay = 0, 0.0, 0.0
         self.seed = self.first_row = 0
         self.chunk_bytes: int | None = None
+        self.most_chunks: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,7 +44,8 @@ class Target:
         rows, columns = self.shape
         limit = self.chunk_bytes or (HOST_CHUNK_BYTES if self.parameter.device.type == "cpu" else CHUNK_BYTES)
         count = 1 << (max(1, limit // (4 * columns)).bit_length() - 1)
-        yield from (slice(start, min(rows, start + count)) for start in range(0, rows, count))
+        starts = range(0, rows, count)[: self.most_chunks]
+        yield from (slice(start, min(rows, start + count)) for start in starts)
 
     def gradient(self, rows: slice) -> Tensor:
         """fp32 [rows, columns]; not to be changed, it may be the gradient itself."""
@@ -87,6 +89,8 @@ class Engine:
 
     chunk_bytes: int | None = None
     """Of fp32, that are processed at a time; None: by device."""
+    most_chunks: int | None = None
+    """Of fake tensors, of which later chunks take what the first take; None: all."""
 
     def __init__(self, params: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
         self.param_groups: list[dict[str, Any]] = []
@@ -118,7 +122,8 @@ class Engine:
         """One update of the parameter `name`, which has its gradient; the others stay."""
         target, group = self._targets[name]
         target.step = int(target.state["step"]) + 1 if "step" in target.state else 1
-        target.lr, target.decay, target.chunk_bytes = group["lr"], group["weight_decay"], self.chunk_bytes
+        target.lr, target.decay = group["lr"], group["weight_decay"]
+        target.chunk_bytes, target.most_chunks = self.chunk_bytes, self.most_chunks
         group["rule"].update(target)
         target.state["step"] = torch.tensor(float(target.step))  # on the host, as torch's optimizers have it
 

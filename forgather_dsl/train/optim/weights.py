@@ -6,6 +6,7 @@ stochastically, with a second bfloat16 for what rounding left (`Kahan`), or to n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from .noise import Noise, round_stochastically
 
 __all__ = ["Exact", "Kahan", "Nearest", "Stochastic", "Weights", "as_matrix", "join", "split", "weights_of"]
+
+
+PART_BYTES = 1 << 22  # of fp32, in which whole weights are taken over
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -89,8 +93,8 @@ class Exact(Weights):
 
     def take(self, master: Tensor) -> None:
         """All of it."""
-        parameter = self.parameter.detach()
-        split(master.to(parameter.device, torch.float32, copy=True), parameter, self.lower)
+        for rows, part in _parts(master, self.parameter.device):
+            split(part, self.upper(rows), as_matrix(self.lower)[rows])
 
 
 class Nearest(Weights):
@@ -152,10 +156,19 @@ class Kahan(Weights):
 
     def take(self, master: Tensor) -> None:
         """As much of it as both hold; what a checkpoint had beside the weights stays."""
-        super().take(master)
-        if self.KEY not in self.state:
-            left = master.to(self.parameter.device, torch.float32) - self.parameter.detach()
-            self.state[self.KEY] = left.to(self.parameter.dtype)
+        saved = self.KEY in self.state
+        for rows, part in _parts(master, self.parameter.device):
+            self.upper(rows).copy_(part)
+            if not saved:
+                self._left(rows).copy_(part.sub_(self.upper(rows)))
+
+
+def _parts(master: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of any format and place as new fp32 tensors on `device`, a few at a time: nobody has room for a whole copy."""
+    matrix = as_matrix(master.detach().contiguous())
+    count = max(1, PART_BYTES // (4 * matrix.shape[1]))
+    for start in range(0, matrix.shape[0], count):
+        yield slice(start, start + count), matrix[start : start + count].to(device, torch.float32, copy=True)
 
 
 _KINDS = {"exact": Exact, "stochastic": Stochastic, "kahan": Kahan, "nearest": Nearest}
