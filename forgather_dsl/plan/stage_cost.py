@@ -7,7 +7,7 @@ the order that F, B, I and W do, with what each puts down and takes away. `train
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..specs import ChunkedCrossEntropy, Experiment, InBackward
 from ..specs.experiment import num_microbatches, num_shards
@@ -49,21 +49,6 @@ class StageCost(NamedTuple):
     ) -> StageCost:
         """One microbatch on stage `stage` of those with these layers, which keeps what `policy` says."""
         return _Walk(experiment, size, ranges, stage, state, policy).cost()
-
-    @classmethod
-    def of_each(
-        cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], state: State, policies: Sequence[str]
-    ) -> list[StageCost]:
-        """Of all stages; those that are alike are gone through once."""
-        found: dict[tuple[Any, ...], StageCost] = {}
-        keys = [
-            (tuple(size.blocks[i] for i in layers), stage == 0, stage == len(ranges) - 1, policies[stage])
-            for stage, layers in enumerate(ranges)
-        ]
-        for stage, key in enumerate(keys):
-            if key not in found:
-                found[key] = cls.of(experiment, size, ranges, stage, state, policies[stage])
-        return [found[key] for key in keys]
 
     @classmethod
     def of_shard(cls, experiment: Experiment, size: ModelSize, shards: int, state: State) -> StageCost:
