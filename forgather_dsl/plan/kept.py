@@ -55,6 +55,7 @@ def _by_policy(
         high = tuple(((back + most, back_fp32),) for most in (size.backward, size.deferred))
     if policy in ("keep_attention", "full"):
         running = dim + size.forward
+        high = tuple(((size.forward, 0), *points) for points in high)  # while it runs again
     elif tiles > 1:
         running = kept + block.norm.cheap + block.mlp.forward
     return (kept, fp32), running, *high

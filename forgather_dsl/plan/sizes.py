@@ -177,8 +177,10 @@ def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) ->
         transient=q + 2 * kv,
         flops=2 * (2 * dim * q + 2 * dim * kv) + 2 * q * reach,  # causal: half of the scores
         forward=dim + 2 * q + 2 * kv + max(dim, rotation - q),
-        backward=dim + q + max(2 * kv, rotation) + 2 * kv,
-        deferred=2 * dim + 2 * q + max(2 * kv, rotation) + 2 * kv,
+        backward=max(
+            2 * q + 2 * kv, 5 * q if rotation else 0
+        ),  # attention's gradients; or three of a query's size in fp32
+        deferred=max(2 * q + 2 * kv, 6 * q - dim if rotation else 0),
         largest=dim * max(q, kv),
         short_side=min(dim, q),
         attended=0 if attention.dropout else q,

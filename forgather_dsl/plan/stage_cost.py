@@ -230,6 +230,8 @@ class _Walk:
         for number, layer in enumerate(reversed(self.layers)):
             if number == 1 and not self.last and not deferring:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
+            if number == len(self.layers) - 1:
+                self.add(self.numbers(layer.host), -1)  # nothing comes back beside it
             self.layer_backward(layer, deferring, first)
             if deferring:
                 self.add(self.numbers(layer.size.owed))

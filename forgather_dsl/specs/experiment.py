@@ -13,7 +13,7 @@ from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
 from .parallel import Parallel, Pipeline, Single, described, placement
-from .recompute import NoRecompute, Recompute
+from .recompute import NoRecompute, Recompute, untileable
 from .training import (
     BF16,
     BF16Mixed,
@@ -122,6 +122,13 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 "precision.rounding",
                 f"{rounding} is done by the optimizers of this package, and {type(self.optimizer).__name__} is not one of "
                 "them; leave it out: exact masters go with every optimizer",
+            )
+        other = untileable(self.model) if self.recompute.mlp_tiles > 1 else None
+        if other is not None:
+            yield (
+                "recompute.mlp_tiles",
+                f"{other} is not known to treat each token by itself, as tiles need; leave it out, or if it does say so with "
+                "__token_wise__ = True in the class of its spec",
             )
         yield from self.__check_stages__()
         yield from self.update.__refused__(self)

@@ -18,6 +18,7 @@ __all__ = [
     "NormsAndActivation",
     "Recompute",
     "policy",
+    "untileable",
 ]
 
 
@@ -70,3 +71,17 @@ POLICIES: dict[str, type[Recompute]] = {
 def policy(recompute: Recompute) -> str | None:
     """The name of what every stage does; None where the planner chooses."""
     return next((name for name, spec in POLICIES.items() if isinstance(recompute, spec)), None)
+
+
+def untileable(model: Any) -> str | None:
+    """The class of an MLP that is not known to treat each token by itself, so that it cannot run in tiles. Ours are; others
+    say so by `__token_wise__ = True` in their spec's class.
+    """
+    part = getattr(model, "mlp", None)
+    choose = getattr(type(part), "__choose__", None)  # Cycle: another part in each layer
+    parts = [part] if choose is None else [choose(part, {"layer_index": i}) for i in range(model.num_layers)]
+    for one in parts:
+        ours = str(getattr(type(one), "__target__", "")).startswith("forgather_dsl.models.mlp.")
+        if not ours and not getattr(type(one), "__token_wise__", False):
+            return type(model if part is None else one).__name__
+    return None

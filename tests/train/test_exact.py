@@ -210,6 +210,25 @@ def test_the_plan_is_within_three_percent_with_a_chunked_loss(name):
     assert {rank: share for rank, share in off.items() if abs(share) > WITHIN} == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "recompute"),
+    [
+        ("zb-h1", NoRecompute(offload=True)),
+        ("1f1b", NormsAndActivation(offload=True)),
+        ("1f1b", FullRecompute(mlp_tiles=4)),
+        ("zb-h1", KeepAttention(offload=True, mlp_tiles=4)),
+    ],
+)
+def test_the_plan_is_within_three_percent_with_offload_and_tiles(name, recompute):
+    """And to the byte of what waits on the host."""
+    experiment = Narrow(recompute=recompute, optimizer=Muon(), seq_len=2048)
+    experiment = replace(experiment, model=replace(experiment.model, num_layers=4))
+    layout = laid_out(experiment, name, 2)
+    assert {rank: share for rank, share in off_by(experiment, layout).items() if abs(share) > WITHIN} == {}
+    planned = estimate(experiment, on_gpu=True, layout=layout).ranks
+    assert [found.host for found in exact(experiment, layout)] == [rank.host for rank in planned]
+
+
 def is_automatic(experiment):
     return isinstance(experiment.parallel, Pipeline) and isinstance(experiment.parallel.schedule, Auto)
 
