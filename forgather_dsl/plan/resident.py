@@ -14,7 +14,7 @@ from .hardware import GIB
 from .memory import State
 from .occupancy import lookahead
 from .sizes import ModelSize, PartSize
-from .stage_cost import passes
+from .passing import passes
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..specs import ChunkedCrossEntropy, Experiment, InBackward
-from ..specs.experiment import num_microbatches, num_shards
+from ..specs import ChunkedCrossEntropy, Experiment
+from ..specs.experiment import num_shards
 from .kept import WINDOW, LayerCost
 from .masks import Masks
 from .memory import Held, State
+from .passing import passes
 from .sizes import ModelSize, PartSize
 
 __all__ = ["LOSS_ROWS", "StageCost"]
@@ -68,11 +69,6 @@ class StageCost(NamedTuple):
             kept=kept, owed=kept, lasting=lasting, gradients=gradients, forward=lasting.plus(kept).plus(wide),
             backward=Held(), inputs=Held(), weights=product, first_backward=Held(), first_weights=gradients.plus(product),
         )  # fmt: skip
-
-
-def passes(experiment: Experiment, state: State) -> bool:
-    """Whether every backward frees its gradients: they leave for the host, or the one microbatch of a step updates."""
-    return state.leaving or (isinstance(experiment.update, InBackward) and num_microbatches(experiment) == 1)
 
 
 class _Walk:
