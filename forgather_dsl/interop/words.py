@@ -9,11 +9,12 @@ import json
 import os
 from typing import Any
 
+from ..data.chat_prompt import ask
 from ..data.tokenizer_files import CONFIG
 from ..data.tokenizers import Tokenizer
 from ..dsl import build
 from ..errors import UserError
-from ..specs import Experiment, HFTokenizer
+from ..specs import ChatSource, Experiment, HFTokenizer
 from ..train.prepare import check_sources
 from .folder import write_json
 from .place import read_config
@@ -30,12 +31,15 @@ _LEAVE_OUT = "write --no-tokenizer to leave it out"
 
 
 def tokenizer_of(experiment: Experiment) -> Tokenizer:
-    """What the run split its text with. Raises UserError: it cannot be had here."""
+    """What the run split its text with, and the chat template that it was trained with. Raises UserError: it cannot be had."""
     spec: Any = experiment.tokenizer
     try:
         memo = check_sources(experiment)[2] if getattr(spec, "source", None) is not None else {}
         tokenizer: Tokenizer = build(spec, memo=memo)
-        _ = tokenizer.loaded
+        loaded = tokenizer.loaded
+        if isinstance(experiment.data, ChatSource) and experiment.data.template is not None:
+            template = build(experiment.data).template_for(tokenizer).text
+            tokenizer.loaded = loaded._replace(config={**loaded.config, "chat_template": template})
     except UserError as error:
         raise UserError(f"the tokenizer of this run cannot be had: {error}; {_LEAVE_OUT}") from error
     return tokenizer
@@ -45,7 +49,7 @@ def generation_of(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Any
     """What `generate` of transformers has to know: where texts end and begin.
 
     The run knows the token between documents. A tokenizer that names no token to begin with begins with that one, as GPT-2
-    does. What generation_config.json beside a tokenizer of the Hugging Face kind says is kept.
+    does. What generation_config.json beside a tokenizer of the Hugging Face kind says is kept. A turn of a chat ends a text too.
     """
     found: dict[str, Any] = {"bos_token_id": _named(tokenizer, "bos_token"), "eos_token_id": tokenizer.eos_id}
     if found["bos_token_id"] is None:
@@ -59,6 +63,10 @@ def generation_of(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Any
         ends = kept.get("eos_token_id")
         knows = tokenizer.eos_id in (ends if isinstance(ends, list) else [ends])  # else it is of another tokenizer
         found = {**found, **kept} if knows else {**kept, **found}
+    if isinstance(experiment.data, ChatSource):
+        end, known = ask(build(experiment.data), tokenizer, "a").end, found["eos_token_id"]
+        known = known if isinstance(known, list) else [known]
+        found["eos_token_id"] = [*known, end] if end not in known else found["eos_token_id"]
     return found
 
 

@@ -11,7 +11,21 @@ import os
 from typing import Any
 
 from ..dsl import ConfigError, Cycle, Lazy, diff, replace
-from ..specs import HF, Auto, Console, Experiment, HFTokenizer, Llama, Pipeline, SlidingWindow, Stdlib, TrainedBPE
+from ..specs import (
+    HF,
+    Auto,
+    Chat,
+    ChatSource,
+    Console,
+    Experiment,
+    HFTokenizer,
+    Llama,
+    Pipeline,
+    SlidingWindow,
+    Stdlib,
+    StdlibChat,
+    TrainedBPE,
+)
 from ..specs.experiment import world_size
 
 __all__ = ["few_layers", "model_sizes", "smoke"]
@@ -69,8 +83,10 @@ def _text(experiment: Experiment) -> dict[str, Any]:
     """Data and tokenizer, as they are where they are here and small."""
     data, tokenizer = experiment.data, experiment.tokenizer
     if _of_the_hub(data):
-        data = Stdlib(held_out=HELD_OUT)
+        data = StdlibChat(held_out=HELD_OUT) if isinstance(data, Chat) else Stdlib(held_out=HELD_OUT)
     if _of_the_hub(tokenizer):
+        if isinstance(data, ChatSource):
+            data = replace(data, template=StdlibChat().template)  # the other one knows another tokenizer
         tokenizer = TrainedBPE(vocab_size=VOCAB_SIZE, source=data)
     elif isinstance(tokenizer, TrainedBPE):
         source = data if _of_the_hub(tokenizer.source) or tokenizer.source == experiment.data else tokenizer.source
@@ -79,8 +95,9 @@ def _text(experiment: Experiment) -> dict[str, Any]:
 
 
 def _of_the_hub(spec: Lazy[Any]) -> bool:
-    """Whether it would be fetched; both take the path of a local folder too."""
-    return isinstance(spec, HF | HFTokenizer) and not os.path.exists(spec.path)
+    """Whether it would be fetched; all take the path of a local folder too."""
+    path = spec.path if isinstance(spec, HF | HFTokenizer) else spec.dataset if isinstance(spec, Chat) else None
+    return path is not None and not os.path.exists(path)
 
 
 def model_sizes(model: Llama, num_layers: int, shorter: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_families import CHATML, write_family
+from chat_families import CHATML, LLAMA3, write_family
 
 from forgather_dsl.data.chat import Chat
 from forgather_dsl.data.chat_prompt import ask
@@ -276,6 +276,27 @@ def test_templates_run_in_a_sandbox_and_say_what_they_refuse(words: Any, chats: 
     for text in ("{{ messages.__class__.__mro__ }}", "{% set x = messages.append(1) %}", "{{ strftime_now('%Y') }}"):
         with pytest.raises(UserError, match="the template cannot write this"):
             Template(text, "the template", {}).render(Conversation(FIRST, None, "here"))
+
+
+def test_what_is_exported_has_the_template_that_was_trained_and_ends_with_its_turns(tmp_path: Path) -> None:
+    from forgather_dsl import Chat as ChatSpec
+    from forgather_dsl import Experiment, Llama
+    from forgather_dsl import HFTokenizer as TokenizerSpec
+    from forgather_dsl.interop.words import generation_of, tokenizer_of
+
+    path = write_family(tmp_path / "llama3", "llama3")
+    for template, eos, ends in ((None, None, 1), ("llama3", "<|begin_of_text|>", [0, 1])):
+        experiment = Experiment(  # type: ignore[abstract]
+            data=ChatSpec(paths="not-there.jsonl", template=template),
+            tokenizer=TokenizerSpec(path=path, eos=eos),
+            model=Llama(vocab_size=400, dim=32, num_layers=1, num_heads=2),
+            steps=1,
+        )
+        tokenizer = tokenizer_of(experiment)
+        tokenizer.save(tmp_path / "out")
+        saved = (tmp_path / "out" / "chat_template.jinja").read_text()
+        assert saved == (NAMED["llama3"] if template else LLAMA3)
+        assert generation_of(experiment, tokenizer)["eos_token_id"] == ends
 
 
 def test_several_templates_of_a_tokenizer(words: Any, tmp_path: Path) -> None:

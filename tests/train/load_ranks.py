@@ -1,7 +1,7 @@
 """Four ranks take their stages of a Hugging Face folder of many shards; prints what each held and read as JSON.
 
-`python load_ranks.py FOLDER`. Memory is the kernel's: the most that was resident since the model's parts had values, of
-pages that belong to the process alone, beside pages mapped from files.
+`python load_ranks.py FOLDER`. Memory is the kernel's: pages that belong to the process alone, without those mapped from
+files. `grown` is the most while weights were read, above what was there before.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def load(rank: int) -> int:
             begin_with(session, source)
         own = {key: parameter.nbytes for key, parameter in session.parameters.items()}
         found.update(
-            grown=peak.most - peak.begin, read=sum(read.values()), own=sum(own.values()), same=set(read) == set(own)
+            grown=peak.most - peak.begin,
+            read=sum(read.values()),
+            own=sum(own.values()),
+            same=set(read) == set(own),
         )
         raise Loaded
 
