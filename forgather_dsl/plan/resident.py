@@ -13,8 +13,8 @@ from ..specs.experiment import num_shards
 from .hardware import GIB
 from .memory import State
 from .occupancy import lookahead
-from .sizes import ModelSize, PartSize
 from .passing import passes
+from .sizes import ModelSize, PartSize
 
 __all__ = ["Resident", "capacity", "overhead", "resident"]
 
