@@ -45,20 +45,20 @@ def _by_policy(
     kept, fp32, running = size.kept, size.kept_fp32, 0
     if policy == "norms_and_activation":
         kept -= size.cheap
-        high = _made_again(block)
+        backward, inputs = _made_again(block)
     else:
         if policy != "none":
             kept, fp32 = dim, 0
         if policy == "keep_attention":
             kept, fp32 = kept + size.attended, fp32 + size.attended_fp32
         back, back_fp32 = size.kept - kept, size.kept_fp32 - fp32  # all of it, at once
-        high = tuple(((back + most, back_fp32),) for most in (size.backward, size.deferred))
+        backward, inputs = ((back + size.backward, back_fp32),), ((back + size.deferred, back_fp32),)
     if policy in ("keep_attention", "full"):
         running = dim + size.forward
-        high = tuple(((size.forward, 0), *points) for points in high)  # while it runs again
+        backward, inputs = ((size.forward, 0), *backward), ((size.forward, 0), *inputs)  # while it runs again
     elif tiles > 1:
         running = kept + block.norm.cheap + block.mlp.forward
-    return (kept, fp32), running, *high
+    return (kept, fp32), running, backward, inputs
 
 
 def _made_again(block: Block) -> tuple[tuple[Numbers, ...], tuple[Numbers, ...]]:

@@ -17,6 +17,7 @@ from . import hardware as machines
 from .costs import Costs, with_shards
 from .each_stage import each_stage
 from .hardware import Hardware, Speed
+from .host_costs import CARD_TO_HOST
 from .kept import LayerCost
 from .memory import State
 from .profile import Profile
@@ -30,7 +31,6 @@ FLOPS_SUSTAINED = (
     0.7  # of a card's peak, by matrix products of these sizes; LLMQ reaches 0.71 on RTX 4090s (arXiv 2512.15306)
 )
 BANDWIDTH_SUSTAINED = 0.8  # of a card's peak, by operations that only move memory
-TO_HOST = 20e9  # bytes per second between a card and the host, each way: PCIe 4.0 x16 sustains 22 to 26
 UNKNOWN_LAYER = 1.0  # seconds of F, I and W of a layer of which nothing is known: times are then relative
 
 
@@ -161,7 +161,7 @@ def _layer_seconds(
     whole = forward + backward + _again(block, layer, tokens, kept, state, speed, name, tiles)
     if not offload:
         return whole
-    copying = tokens * state.number_bytes * LayerCost.of(block, dim, name, tiles, offload).host / TO_HOST
+    copying = tokens * state.number_bytes * LayerCost.of(block, dim, name, tiles, offload).host / CARD_TO_HOST
     return whole._replace(forward=max(whole.forward, copying), input_grad=max(whole.input_grad, copying))
 
 

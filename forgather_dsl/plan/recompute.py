@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..dsl import replace
 from ..specs import AutoRecompute, Experiment, Pipeline
@@ -31,11 +31,12 @@ MOVES = 8  # of single layers, that are tried
 
 def least_recomputing(experiment: Experiment, lay_out: Callable[[Experiment], Layout]) -> Layout:
     """The layout with a policy for each stage; under full recomputing where nothing fits."""
-    return _found(experiment, machines.parse(experiment.hardware), lay_out)
+    asked: Any = experiment  # experiments can be hashed, which type checkers do not see
+    return _found(asked, machines.parse(experiment.hardware), lay_out)
 
 
 @lru_cache(maxsize=64)  # a plan asks many times for the same; `auto` hardware is what is here now
-def _found(experiment: Experiment, found: Hardware, lay_out: Callable[[Experiment], Layout]) -> Layout:
+def _found(experiment: Any, found: Hardware, lay_out: Callable[[Experiment], Layout]) -> Layout:
     best: _Tried | None = None
     bases: list[Layout] = []
     for name in POLICIES:

@@ -155,8 +155,8 @@ class _Walk:
         """All of it."""
         layers = [layer.size for layer in self.layers]
         parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
-        travelling = self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0))
-        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables).plus(travelling)
+        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
+        copies = copies.plus(self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0)))
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
         backward, inputs, first = (self.backward(*how) for how in ((False, False), (True, False), (False, True)))
@@ -167,9 +167,8 @@ class _Walk:
         gradients = Held(gradients=sum(self.gradient_of(part).gradients for part in parts if self.stays(part)))
         early = self.gradient_of(self.size.head) if self.chunk and self.stays(self.end) else Held()
         host = self.numbers(sum(layer.host for layer in self.layers))
-        return StageCost(
-            kept, owed, copies, gradients, forward, backward, inputs, weights, first, first_weights, early, host
-        )
+        most = forward, backward, inputs, weights, first, first_weights
+        return StageCost(kept, owed, copies, gradients, *most, early, host)
 
     def forward(self, copies: Held) -> Held:
         """F, from the stage's input to its output or loss; `now` ends with what stays."""
@@ -226,8 +225,7 @@ class _Walk:
         for number, layer in enumerate(reversed(self.layers)):
             if number == 1 and not self.last and not deferring:
                 self.add(self.numbers(self.size.dim))  # the one that came in stays to the end; in I it is owed anyway
-            if number == len(self.layers) - 1:
-                self.add(self.numbers(layer.host), -1)  # nothing comes back beside it
+            self.add(self.numbers(layer.host), -(number == len(self.layers) - 1))  # the last one has none beside it
             self.layer_backward(layer, deferring, first)
             if deferring:
                 self.add(self.numbers(layer.size.owed))
@@ -250,11 +248,9 @@ class _Walk:
             self.touch(self.numbers(numbers, fp32))
         if not deferring:
             self.touch(self.product(layer.size))
-        change = self.numbers(*layer.kept)
-        self.add(change, -1)
+        self.add(self.numbers(*layer.kept), -1)
         if first:
-            self.add(self.gradient_of(layer.size))
-            self.add(one, -1)
+            self.add(self.gradient_of(layer.size).plus(one, -1))
         if not deferring:
             self.passed(layer.size, in_layer=True)
 

@@ -211,6 +211,7 @@ def test_the_plan_is_within_three_percent_with_a_chunked_loss(name):
     assert {rank: share for rank, share in off.items() if abs(share) > WITHIN} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recompute"),
     [
@@ -225,9 +226,11 @@ def test_the_plan_is_within_three_percent_with_offload_and_tiles(name, recompute
     experiment = Narrow(recompute=recompute, optimizer=Muon(), seq_len=2048)
     experiment = replace(experiment, model=replace(experiment.model, num_layers=4))
     layout = laid_out(experiment, name, 2)
-    assert {rank: share for rank, share in off_by(experiment, layout).items() if abs(share) > WITHIN} == {}
     planned = estimate(experiment, on_gpu=True, layout=layout).ranks
-    assert [found.host for found in exact(experiment, layout)] == [rank.host for rank in planned]
+    found = exact(experiment, layout, on_gpu=True)
+    off = [(plan.total - plan.overhead) / real.total - 1 for plan, real in zip(planned, found)]
+    assert [share for share in off if abs(share) > WITHIN] == []
+    assert [real.host for real in found] == [plan.host for plan in planned]
 
 
 def is_automatic(experiment):
