@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks" / "gpu"), str(ROOT)]
 
 CASES: dict[str, tuple[tuple[str, float], ...]] = {  # recipe of experiments/llama7b.py, seconds that it is given
-    "a": (("PP4OneFOneB", 110),),
-    "b": (("PP4OneFOneB", 90),),
-    "c": (),
+    "a": (("PP4OneFOneB", 110), ("Llama31PP4", 130)),
+    "b": (("PP4OneFOneB", 90), ("Llama31PP4", 100), ("Qwen14PP4", 130)),
+    "c": (("Llama31OneCard", 120), ("Llama31OneCardLong", 120), ("Llama2OneCardHost", 200)),
 }
 
 

@@ -2,31 +2,34 @@
 
 In: an experiment, where it is to run, perhaps how fast a candidate would be. Out: `Option`s. Changes are tried one alone,
 then in pairs, then all together less what is not needed; first those that leave the results alone (where layers are cut,
-the order of actions, recomputing), then the microbatch, the number format, the optimizer, at last the length of sequences.
+the order of actions, the loss in parts, recomputing), then the microbatch, number formats, where states lie, the optimizer, at
+last the length of sequences.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from .. import specs
-from ..dsl import ConfigError, missing, replace
+from ..dsl import ConfigError, missing, problems, replace
 from ..specs import Experiment
 from ..specs.experiment import world_size
-from .changes import KINDS, MILDEST, Kind, for_cards
+from .changes import KINDS, MILDEST, for_cards
 from .estimate import Estimate, Site, estimate
 from .hardware import GIB, Device, Hardware
+from .trades import Kind
 
 __all__ = ["Option", "advise", "more_cards", "written"]
 
 MOST_OPTIONS = 3
+MOST_RATED = 4  # candidates of one kind whose speed is looked at
 MOST_CARDS = 64
 Rate = Callable[[Experiment], float | None]  # tokens per second of a candidate, None when that is not known
-Found = tuple[Experiment, Estimate]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def advise(
     ):
         start = for_cards(experiment, len(site.cards))
         site = Site(site.cards, site.host_memory_bytes)
-    return [_option(written_as or experiment, changed, site, rate) for changed in _ways(start, site, rate)]
+    ways = _Search(start, site, rate).ways()
+    return [_option(written_as or experiment, changed, site, rate) for changed in ways]
 
 
 def more_cards(experiment: Experiment, found: Hardware, text: str, rate: Callable[..., Any]) -> Option | None:
@@ -70,94 +74,137 @@ def more_cards(experiment: Experiment, found: Hardware, text: str, rate: Callabl
         def on_these(candidate: Experiment, devices: tuple[Device, ...] = site.cards) -> float | None:
             return rate(candidate, dataclasses.replace(found, devices=devices))
 
-        if ways := _ways(start, site, on_these):
+        if ways := _Search(start, site, on_these).ways(KINDS[:MILDEST]):
             return _option(replace(experiment, hardware=text), ways[0], site, on_these)
         count *= 2
     return None
 
 
-def _ways(start: Experiment, site: Site, rate: Rate | None) -> list[Experiment]:
-    """Experiments that fit: `start` itself, or with changes of the mildest kinds, the fastest first."""
-    if (found := _estimated(start, site)) is not None and site.fits(found):
-        return [start]
-    if _all_but_needless(start, KINDS, site) is None:  # not even all changes together
-        return []
-    for known in range(MILDEST, len(KINDS) + 1):
-        kinds = KINDS[:known]
-        new = set(kinds if known == MILDEST else kinds[-1:])
-        fitting = [best for kind in kinds if kind in new and (best := _best(kind(start, site), site, rate)) is not None]
-        for one, two in combinations(kinds, 2) if not fitting else ():
-            if new & {one, two} and (best := _best(_both(start, one, two, site), site, rate)) is not None:
-                fitting.append(best)
-        if not fitting and (changed := _all_but_needless(start, kinds, site)) is not None:
-            fitting.append(changed)
-        if fitting:
-            if rate is not None:
+class _Search:
+    """For changes of one experiment that fit a site; what was estimated is kept, as pairs ask for much of it again."""
+
+    def __init__(self, start: Experiment, site: Site, rate: Rate | None) -> None:
+        self.start, self.site, self.rate = start, site, rate
+        self._known: dict[str, Estimate | None] = {}  # by how it is written: to compare experiments takes longer
+        self._candidates: dict[tuple[str, Kind], list[Experiment]] = {}
+
+    def ways(self, kinds: Sequence[Kind] = KINDS) -> list[Experiment]:
+        """Experiments that fit: the start itself, or with changes of the mildest kinds, the fastest first."""
+        if self.fits(self.start):
+            return [self.start]
+        for known in range(MILDEST, len(kinds) + 1):
+            together = self._all_but_needless(kinds[:known])
+            if together is None:  # no one or two of them do it either
+                continue
+            new = kinds[:known] if known == MILDEST else kinds[known - 1 : known]
+            fitting = self._few(kinds[:known], new) or [together]
+            if self.rate is not None:
+                rate = self.rate
                 fitting.sort(key=lambda candidate: -(rate(candidate) or 0.0))
-            unique = {_lines_of(start, candidate): candidate for candidate in reversed(fitting)}
+            unique = {_lines_of(self.start, candidate): candidate for candidate in reversed(fitting)}
             return [*reversed(unique.values())][:MOST_OPTIONS]
-    return []
+        return []
 
+    def estimated(self, candidate: Experiment) -> Estimate | None:
+        """None for a change that does not go with this experiment."""
+        written_so = repr(candidate)
+        if written_so not in self._known:
+            self._known[written_so] = _estimated(candidate, self.site)
+        return self._known[written_so]
 
-def _both(start: Experiment, one: Kind, two: Kind, site: Site) -> Iterator[Experiment]:
-    """Both kinds of change, the first of the second in the few forms that need least."""
-    for first, _ in _milder(one(start, site), site)[:MOST_OPTIONS]:
-        yield from two(first, site)
+    def fits(self, candidate: Experiment) -> bool:
+        """Whether it goes together and has the memory."""
+        found = self.estimated(candidate)
+        return found is not None and self.site.fits(found)
+
+    def _changed(self, start: Experiment, kind: Kind) -> list[Experiment]:
+        """What one kind of change makes of an experiment, where it goes with it."""
+        if (key := (repr(start), kind)) not in self._candidates:
+            try:
+                found = [candidate for candidate in kind(start, self.site) if self.estimated(candidate) is not None]
+            except (ConfigError, ValueError):
+                found = []
+            self._candidates[key] = found
+        return self._candidates[key]
+
+    def _pressure(self, candidate: Experiment) -> float:
+        found = self.estimated(candidate)
+        return float("inf") if found is None else self.site.pressure(found)
+
+    def _least(self, start: Experiment, kind: Kind) -> list[Experiment]:
+        """The one that needs least first."""
+        return sorted(self._changed(start, kind), key=self._pressure)
+
+    def _few(self, kinds: Sequence[Kind], new: Sequence[Kind]) -> list[Experiment]:
+        """One of the `new` kinds alone, else with another one."""
+        alone = [self._best([self.start], kind) for kind in new]
+        if found := [best for best in alone if best is not None]:
+            return found
+        pairs = []
+        for one, two in combinations(kinds, 2):
+            least = {kind: (self._least(self.start, kind) or [self.start])[0] for kind in (one, two)}
+            if new is not kinds and not {one, two} & set(new):
+                continue
+            if any(self.fits(both) for both in self._least(least[one], two)[:1]):  # else no pair of these kinds does
+                pairs.append(self._best(self._least(self.start, one)[:MOST_OPTIONS], two))
+        return [best for best in pairs if best is not None]
+
+    def _best(self, starts: Sequence[Experiment], kind: Kind) -> Experiment | None:
+        """The fastest that fits of the few smallest changes that do, or the smallest."""
+        fitting = []
+        for candidate in (changed for start in starts for changed in self._changed(start, kind)):
+            if self.fits(candidate):
+                fitting.append(candidate)
+                if self.rate is None or len(fitting) == MOST_RATED:
+                    break
+        if self.rate is None or len(fitting) < 2:
+            return fitting[0] if fitting else None
+        rate = self.rate
+        return max(fitting, key=lambda candidate: rate(candidate) or 0.0)
+
+    def _all_but_needless(self, kinds: Sequence[Kind]) -> Experiment | None:
+        """Every kind of change, each the one that needs least, and then without those that it fits without."""
+        changed = self.start
+        for kind in kinds:
+            best = self._least(changed, kind)[:1]
+            if best and self._pressure(best[0]) < self._pressure(changed):
+                changed = best[0]
+                if self.fits(changed):
+                    break
+        if not self.fits(changed):
+            return None
+        for name in _FIELDS:
+            without = replace(changed, **{name: getattr(self.start, name)})
+            if without != changed and self.fits(without):
+                changed = without
+        return changed
 
 
 def _estimated(candidate: Experiment, site: Site) -> Estimate | None:
-    """None for a change that does not go with this experiment."""
     try:
-        return estimate(candidate, on_gpu=site.on_gpu)
+        return estimate(candidate, on_gpu=site.on_gpu) if _goes(candidate) else None
     except (ConfigError, ValueError):
         return None
 
 
-def _milder(candidates: Iterator[Experiment], site: Site) -> list[Found]:
-    """Those that can be laid out, the one that needs least first."""
-    found = [(c, e) for c in _possible(candidates) if (e := _estimated(c, site)) is not None]
-    return sorted(found, key=lambda pair: site.pressure(pair[1]))
+def _goes(candidate: Experiment) -> bool:
+    """Whether what advice changes goes together."""
+    told = (re.match(r"\w+", str(problem)) for problem in problems(candidate))
+    return not any(found and found[0] in _FIELDS for found in told)
 
 
-def _possible(candidates: Iterator[Experiment]) -> Iterator[Experiment]:
-    try:
-        yield from candidates
-    except (ConfigError, ValueError):
-        return
-
-
-def _best(candidates: Iterator[Experiment], site: Site, rate: Rate | None) -> Experiment | None:
-    """The fastest that fits, or the smallest change that does."""
-    fitting = []
-    for candidate in _possible(candidates):
-        found = _estimated(candidate, site)
-        if found is not None and site.fits(found):
-            if rate is None:
-                return candidate
-            fitting.append(candidate)
-    return max(fitting, key=lambda c: rate(c) or 0.0, default=None) if rate is not None else None
-
-
-def _all_but_needless(start: Experiment, kinds: Sequence[Kind], site: Site) -> Experiment | None:
-    """Every kind of change, each the one that needs least, and then without those that it fits without."""
-    changed = start
-    for kind in kinds:
-        found = _estimated(changed, site)
-        best = _milder(kind(changed, site), site)[:1]
-        if best and (found is None or site.pressure(best[0][1]) < site.pressure(found)):
-            changed = best[0][0]
-            if site.fits(best[0][1]):
-                break
-    if (found := _estimated(changed, site)) is None or not site.fits(found):
-        return None
-    for name in _FIELDS:
-        without = replace(changed, **{name: getattr(start, name)})
-        if (found := _estimated(without, site)) is not None and site.fits(found):
-            changed = without
-    return changed
-
-
-_FIELDS = ("seq_len", "optimizer", "precision", "recompute", "microbatch_size", "parallel", "hardware")
+_FIELDS = (
+    "seq_len",
+    "update",
+    "clip_norm",
+    "batch_size",
+    "optimizer",
+    "precision",
+    "microbatch_size",
+    "recompute",
+    "loss",
+)
+_FIELDS += ("parallel", "hardware")
 
 
 def _lines_of(experiment: Experiment, changed: Experiment) -> tuple[str, ...]:

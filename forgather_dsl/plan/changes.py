@@ -1,19 +1,20 @@
-"""The changes that advice tries, a kind after the other, the mildest first: each takes an experiment and yields candidates with
-one thing changed, the smallest change first.
+"""The changes that advice tries, a kind after the other, the mildest first: where layers are and in which order their actions
+run, here; what is traded for memory, in `trades`. Each takes an experiment and yields candidates, the smallest change first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
 from .. import specs
 from ..dsl import missing, replace
-from ..specs import BF16, Experiment, FullRecompute, Muon, Pipeline, Single
+from ..specs import Experiment, Pipeline, Single
 from ..specs.parallel import Searched
 from .estimate import Site, estimate
 from .layout import lay_out
+from .trades import EXACT, INEXACT, Kind
 
 __all__ = ["KINDS", "MILDEST", "Kind", "for_cards", "schedules", "with_schedule"]
 
@@ -44,36 +45,6 @@ def schedules() -> list[specs.Schedule[Any]]:
     ]  # one of the others, on a split of its own
     classes = [c for c in found if isinstance(c, type) and issubclass(c, specs.Schedule) and not c.__abstract__]
     return [schedule for schedule in (cls() for cls in classes) if not missing(schedule)]
-
-
-Kind = Callable[[Experiment, Site], Iterator[Experiment]]
-"""Candidates with one field changed."""
-
-
-def _recompute(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    yield replace(experiment, recompute=FullRecompute())
-
-
-def _microbatch(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    size = experiment.microbatch_size
-    yield from (replace(experiment, microbatch_size=n) for n in range(size - 1, 0, -1) if size % n == 0)
-
-
-def _precision(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    if site.on_gpu:
-        yield replace(experiment, precision=BF16())
-
-
-def _optimizer(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    if type(experiment.optimizer).__target__ != Muon.__target__:
-        yield replace(experiment, optimizer=Muon())
-
-
-def _seq_len(experiment: Experiment, site: Site) -> Iterator[Experiment]:
-    length = experiment.seq_len
-    while length % 2 == 0 and length > 128:
-        length //= 2
-        yield replace(experiment, seq_len=length)
 
 
 def _schedule(experiment: Experiment, site: Site) -> Iterator[Experiment]:
@@ -120,8 +91,8 @@ def _moves(placement: Sequence[int], counts: Sequence[int], rank: int) -> Iterat
             yield [n + (stage == target) - (stage == source) for stage, n in enumerate(counts)]
 
 
-KINDS: tuple[Kind, ...] = (_cuts, _schedule, _recompute, _microbatch, _precision, _optimizer, _seq_len)
-MILDEST = 3  # of them leave every number of the results alone; the others do more and more to them
+KINDS: tuple[Kind, ...] = (_cuts, _schedule, *EXACT, *INEXACT)
+MILDEST = len(KINDS) - len(INEXACT)  # of them leave the results alone; the others do more and more to them
 
 
 def _with(experiment: Experiment, **values: Any) -> Experiment:

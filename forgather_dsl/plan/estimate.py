@@ -13,6 +13,7 @@ from ..specs import Experiment, Pipeline
 from ..specs.experiment import num_replicas
 from . import hardware
 from .actions import Schedule
+from .each_stage import each_stage
 from .hardware import Device
 from .layout import Layout, lay_out
 from .memory import Held, State
@@ -71,7 +72,7 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     state = State(experiment, on_gpu)
     layout = lay_out(experiment) if layout is None else layout
     schedule, ranges, policies = layout.schedule, layout.layers, layout.policies(experiment)
-    stages = [StageCost.of(experiment, size, ranges, stage, state, name) for stage, name in enumerate(policies)]
+    stages = each_stage(experiment, size, ranges, state, policies)
     if schedule.num_shards:
         stages += [shard_cost(experiment, size, schedule.num_shards, state)] * schedule.num_shards
     message = message_bytes(experiment, size, state)

@@ -15,6 +15,7 @@ from ..specs.experiment import num_replicas, num_shards
 from ..specs.recompute import policy
 from . import hardware as machines
 from .costs import Costs, with_shards
+from .each_stage import each_stage
 from .hardware import Hardware, Speed
 from .host_costs import CARD_TO_HOST
 from .kept import LayerCost
@@ -23,7 +24,6 @@ from .profile import Profile
 from .resident import capacity, resident
 from .shard_cost import shard_cost
 from .sizes import Block, ModelSize, PartSize, model_size
-from .stage_cost import StageCost
 
 __all__ = ["BANDWIDTH_SUSTAINED", "FLOPS_SUSTAINED", "Seconds", "model_costs"]
 
@@ -73,7 +73,7 @@ def model_costs(
         _stage_seconds(experiment, size, layers, stage, state, speeds[placement[stage]], measured, names[stage])
         for stage in range(len(layers))
     ]
-    held = [StageCost.of(experiment, size, layers, stage, state, name) for stage, name in enumerate(names)]
+    held = each_stage(experiment, size, layers, state, names)
     owns = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
     stored = [resident(experiment, size, layers, own, state) for own in owns]
     rooms = [capacity(device.memory_bytes, one, on_gpu) for device, one in zip(found.devices, stored)]  # of one replica

@@ -29,13 +29,14 @@ def parts_of(experiment: Experiment, ranks: int, profile: Mapping[str, Any] | No
     single = [range(index, index + 1) for index in range(num_layers)]
     stages = [ends[0], *single, *single[:1] * ranks, ends[1]]  # each rank holds a layer: one with nothing has no costs
     taken = [*range(num_layers + 1), len(stages) - 1]
-    seconds, kept, owed = [], [], []
-    for rank in range(ranks):
-        placement = (*(rank,) * (num_layers + 1), *range(ranks), rank)
-        costs = model_costs(experiment, placement, stages, profile)
-        seconds.append(tuple(sum(costs.seconds(kind, stage) for kind in "FIW") for stage in taken))
-        kept, owed = [costs.kept[stage] for stage in taken], [costs.owed[stage] for stage in taken]
-    found = machines.for_ranks(machines.parse(experiment.hardware), ranks)
+    kept, owed, found = [], [], machines.for_ranks(machines.parse(experiment.hardware), ranks)
+    seconds: dict[machines.Device, tuple[float, ...]] = {}
+    for rank, device in enumerate(found.devices[:ranks]):
+        if device not in seconds:
+            placement = (*(rank,) * (num_layers + 1), *range(ranks), rank)
+            costs = model_costs(experiment, placement, stages, profile)
+            seconds[device] = tuple(sum(costs.seconds(kind, stage) for kind in "FIW") for stage in taken)
+            kept, owed = [costs.kept[stage] for stage in taken], [costs.owed[stage] for stage in taken]
     on_gpu = found.devices[0].kind != "host"
     state = State(experiment, on_gpu)
     held = [resident(experiment, size, stages, (stage,), state) for stage in taken]
@@ -47,7 +48,7 @@ def parts_of(experiment: Experiment, ranks: int, profile: Mapping[str, Any] | No
     always = Resident(weights=shard, copies=0, gradients=0, optimizer=0, buffers=buffers, update=0)
     rooms = [capacity(device.memory_bytes, always, on_gpu) for device in found.devices]
     return Parts(
-        seconds=tuple(seconds),
+        seconds=tuple(seconds[device] for device in found.devices[:ranks]),
         stored=tuple(one - shard for one in stored),
         kept=tuple(kept),
         owed=tuple(owed),

@@ -119,19 +119,19 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         yield from self.__check_products__()
         if self.guard.spike is not None and self.guard.spike.rollback and self.save_every is None:
             yield "guard.spike.rollback", "there is no checkpoint to go back to; write save_every = 100 or the like"
-        other = untileable(self.model) if self.recompute.mlp_tiles > 1 else None
-        if other is not None:
-            yield (
-                "recompute.mlp_tiles",
-                f"{other} is not known to treat each token by itself, as tiles need; leave it out, or if it does say so with "
-                "__token_wise__ = True in the class of its spec",
-            )
         rounding = self.precision.rounding if isinstance(self.precision, BF16) else "exact"
         if rounding != "exact" and not str(type(self.optimizer).__target__).startswith(OWN_OPTIMIZERS):
             yield (
                 "precision.rounding",
                 f"{rounding} is done by the optimizers of this package, and {type(self.optimizer).__name__} is not one of "
                 "them; leave it out: exact masters go with every optimizer",
+            )
+        other = untileable(self.model) if self.recompute.mlp_tiles > 1 else None
+        if other is not None:
+            yield (
+                "recompute.mlp_tiles",
+                f"{other} is not known to treat each token by itself, as tiles need; leave it out, or if it does say so with "
+                "__token_wise__ = True in the class of its spec",
             )
         yield from self.__check_stages__()
         yield from self.update.__refused__(self)

@@ -29,7 +29,8 @@ def test_plan_of_what_does_not_fit_ends_with_advice_and_no_error(cli):
     assert answer.code == 0
     assert "note: 1x24GB is 1 card, so planned with parallel = Single()" in answer.out
     assert "does not fit: rank 0 needs" in answer.out
-    assert "write in the class body:\n    hardware = " in answer.out
+    assert "write in the class body:\n    parallel = Single()" in answer.out
+    assert "or:\n    hardware = " in answer.out
 
 
 def test_plan_prints_json_alone(cli):

@@ -210,10 +210,12 @@ def test_the_mildest_change_comes_first():
     assert not any("precision" in line or "optimizer" in line for lines in options for line in lines)
 
 
-def test_seven_billion_parameters_on_one_card_are_told_how_many_cards_hold_them():
+def test_seven_billion_parameters_on_one_card_may_use_the_host_or_more_cards():
+    """Both ways are told, as lines that fit when they are pasted."""
     data = to_dict(plan(gallery("PP4OneFOneB"), "1x24GB"))
     assert not data["fits"]
-    hardware = [line for line in data["advice"] if line.startswith("hardware")]
-    assert hardware == data["advice"][:1]
-    changed = applied(gallery("PP4OneFOneB"), data["advice"])
-    assert plan(changed).run.fits
+    options = [data["advice"], *data["alternatives"]]
+    assert any(line.startswith("update = OnHost(") for line in options[0])
+    [hardware] = [lines for lines in options if lines[0].startswith("hardware")]
+    assert plan(applied(gallery("PP4OneFOneB"), hardware)).run.fits
+    assert plan(applied(gallery("PP4OneFOneB"), options[0]), "1x24GB").run.fits

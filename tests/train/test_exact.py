@@ -41,6 +41,7 @@ from forgather_dsl.plan import schedules
 from forgather_dsl.plan.estimate import estimate
 from forgather_dsl.plan.layout import Layout, lay_out
 from forgather_dsl.plan.partition import split
+from forgather_dsl.plan.resident import overhead
 from forgather_dsl.train.exact import exact, run_rank
 
 WITHIN = (
@@ -257,8 +258,13 @@ def test_the_plan_is_within_three_percent_of_every_recipe(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, cls in RECIPES.items() if cls().model.dim > 1000])
 def test_the_plan_is_within_three_percent_of_every_large_recipe_in_full(name):
-    off = off_by(RECIPES[name]())
-    assert {rank: share for rank, share in off.items() if abs(share) > WITHIN} == {}
+    """And what the real code holds leaves room on a card of 24 GB, with what a process and its allocator take besides."""
+    experiment = RECIPES[name]()
+    planned = estimate(experiment, on_gpu=True).ranks
+    for found in exact(experiment, on_gpu=True):
+        ours = planned[found.rank]
+        assert abs((ours.total - ours.overhead) / found.total - 1) <= WITHIN, found.rank
+        assert found.total + overhead(found.total, on_gpu=True) <= 21.5 * 2**30, found.rank
 
 
 @pytest.mark.slow

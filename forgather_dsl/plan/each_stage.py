@@ -1,0 +1,28 @@
+"""What one microbatch costs on every stage, those that are alike gone through once: planning asks for it hundreds of times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..specs import Experiment
+from .memory import State
+from .sizes import ModelSize
+from .stage_cost import StageCost
+
+__all__ = ["each_stage"]
+
+
+def each_stage(
+    experiment: Experiment, size: ModelSize, ranges: Sequence[range], state: State, policies: Sequence[str]
+) -> list[StageCost]:
+    """In the order of the stages, which have these layers and keep what these policies say."""
+    found: dict[tuple[Any, ...], StageCost] = {}
+    keys = [
+        (tuple(size.blocks[index] for index in layers), stage == 0, stage == len(ranges) - 1, policies[stage])
+        for stage, layers in enumerate(ranges)
+    ]
+    for stage, key in enumerate(keys):
+        if key not in found:
+            found[key] = StageCost.of(experiment, size, ranges, stage, state, policies[stage])
+    return [found[key] for key in keys]
