@@ -248,13 +248,13 @@ class PP4ZeroBubble(ZeroBubbleSchedule, PP4, Llama7B):
     Plan: 16.2, 17.9, 18.1, 18.9 GiB; 7,040 tokens/s.
     """
 
-    hardware = "4x21.5GB"
+    recompute = FullRecompute(leave_gib=2.5)
 
 
 class PP4Auto(AutoSchedule, PP4, Llama7B):
     """Four cards, whatever is best within what they can spare. Plan: 21.2, 21.1, 21.1, 21.1 GiB; 7,520 tokens/s."""
 
-    hardware = "4x21.5GB"
+    recompute = FullRecompute(leave_gib=2.5)
 
 
 class Llama2PP4(FourCards, Llama7B):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..specs import Experiment
@@ -17,7 +18,8 @@ def each_stage(
     experiment: Experiment, size: ModelSize, ranges: Sequence[range], state: State, policies: Sequence[str]
 ) -> list[StageCost]:
     """In the order of the stages, which have these layers and keep what these policies say."""
-    found: dict[tuple[Any, ...], StageCost] = {}
+    asked: Any = experiment  # experiments can be hashed, which type checkers do not see
+    found = _known(asked, state.on_gpu)
     keys = [
         (tuple(size.blocks[index] for index in layers), stage == 0, stage == len(ranges) - 1, policies[stage])
         for stage, layers in enumerate(ranges)
@@ -26,3 +28,9 @@ def each_stage(
         if key not in found:
             found[key] = StageCost.of(experiment, size, ranges, stage, state, policies[stage])
     return [found[key] for key in keys]
+
+
+@lru_cache(maxsize=64)
+def _known(experiment: Any, on_gpu: bool) -> dict[tuple[Any, ...], StageCost]:
+    """Filled as they are found; the same dictionary for an experiment that is equal."""
+    return {}

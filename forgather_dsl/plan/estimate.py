@@ -17,7 +17,7 @@ from .each_stage import each_stage
 from .hardware import Device
 from .layout import Layout, lay_out
 from .memory import Held, State
-from .occupancy import Occupancy
+from .occupancy import Occupancy, peak_of
 from .resident import message_bytes, overhead, resident
 from .shard_cost import shard_cost
 from .sizes import model_size
@@ -81,7 +81,8 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
     for rank in range(schedule.num_ranks):
         own = schedule.stages_of(rank)
         held = resident(experiment, size, ranges, own, state)
-        step = Occupancy(schedule, rank, stages, message, tied).peak
+        costs = tuple((stage, stages[stage]) for stage in (*own, *schedule.shards[rank : rank + 1]))
+        step = peak_of(schedule, rank, costs, message, tied)
         update = Held(gradients=held.gradients)  # in the optimizer's turn activations and copies of weights are gone
         if held.gradients + held.update > step.total:
             step, held = update, held._replace(optimizer=held.optimizer + held.update)

@@ -21,7 +21,7 @@ from .host_costs import CARD_TO_HOST
 from .kept import LayerCost
 from .memory import State
 from .profile import Profile
-from .resident import capacity, resident
+from .resident import capacity, resident, room
 from .shard_cost import shard_cost
 from .sizes import Block, ModelSize, PartSize, model_size
 
@@ -76,7 +76,9 @@ def model_costs(
     held = each_stage(experiment, size, layers, state, names)
     owns = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
     stored = [resident(experiment, size, layers, own, state) for own in owns]
-    rooms = [capacity(device.memory_bytes, one, on_gpu) for device, one in zip(found.devices, stored)]  # of one replica
+    rooms = [
+        capacity(room(experiment, device), one, on_gpu) for device, one in zip(found.devices, stored)
+    ]  # of one replica
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     latency, rate = link(found, measured)
     costs = Costs(

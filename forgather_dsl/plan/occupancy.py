@@ -8,14 +8,15 @@ posted ahead, gradients that were sent and not yet answered, tensors handed over
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from .actions import Action, Schedule
 from .memory import Held
 from .stage_cost import StageCost
 
-__all__ = ["LOOKAHEAD", "Occupancy", "lookahead"]
+__all__ = ["LOOKAHEAD", "Occupancy", "lookahead", "peak_of"]
 
 LOOKAHEAD = 2  # receives posted per pair of ranks before they are asked for (parallel/messages.py)
 SMALL_LOOKAHEAD, SMALL = 16, 2**22  # but up to 16 while they hold no more than 4 MiB
@@ -42,9 +43,8 @@ class _Message(NamedTuple):
 class _Incoming:
     """Messages from one other rank: in the order they are sent, how many are posted, which of those are not taken."""
 
-    def __init__(self, ahead: int) -> None:
-        self.ahead = ahead
-        self.expected: list[_Message] = []
+    def __init__(self, ahead: int, expected: Sequence[_Message]) -> None:
+        self.ahead, self.expected = ahead, expected
         self.num_posted = 0
         self.posted: set[_Message] = set()
 
@@ -61,7 +61,12 @@ class Occupancy:
     """The walk of one rank. `message` is the bytes of one, `tied` those of an embedding whose gradient the head sends."""
 
     def __init__(
-        self, schedule: Schedule, rank: int, stages: Sequence[StageCost], message: int = 0, tied: int = 0
+        self,
+        schedule: Schedule,
+        rank: int,
+        stages: Sequence[StageCost] | Mapping[int, StageCost],
+        message: int = 0,
+        tied: int = 0,
     ) -> None:
         self.schedule, self.rank, self.stages = schedule, rank, stages
         self.message = Held(activations=message)
@@ -73,9 +78,6 @@ class Occupancy:
         self._begun: set[tuple[str, int]] = (
             set()
         )  # stages that have run their first F, their first I, and that have their gradients
-        self._incoming: dict[int, _Incoming] = {}
-        self._source: dict[_Message, tuple[int, int]] = {}  # another rank, and the position of the action there
-        self._needed: dict[_Message, int] = {}  # position of the action that takes it
         self._unanswered: dict[int, list[int]] = {}  # per target, the position there that needs a gradient we sent
         self._route()
         for incoming in self._incoming.values():
@@ -89,25 +91,9 @@ class Occupancy:
         return self.schedule.stages_of(self.rank)
 
     def _route(self) -> None:
-        for source, row in enumerate(self.schedule.actions):
-            for at, action in enumerate(row):
-                for needed in self._needs(action):
-                    self._needed[needed] = at
-                for made in self._makes(action):
-                    if source != self.rank and self._is_own(made.stage):
-                        self._source[made] = source, at
-                        self._incoming.setdefault(
-                            source, _Incoming(lookahead(self.message.activations))
-                        ).expected.append(made)
-
-    def _makes(self, action: Action) -> Iterator[_Message]:
-        for stage in self.schedule.outputs(action):
-            yield _Message(action.stage, stage, action.kind == "F", action.microbatch)
-
-    def _needs(self, action: Action) -> Iterator[_Message]:
-        for source, result in self.schedule.inputs(action):
-            if source != action.stage:
-                yield _Message(source, action.stage, result == "F", action.microbatch)
+        self._source, self._needed, expected = _routes(self.schedule, self.rank)
+        ahead = lookahead(self.message.activations)
+        self._incoming = {source: _Incoming(ahead, messages) for source, messages in expected.items()}
 
     def _reach(self, held: Held) -> None:
         self.peak = max(self.peak, held, key=sum)
@@ -129,7 +115,7 @@ class Occupancy:
 
     def _run(self, action: Action) -> None:
         kind, stage = action.kind, action.stage
-        before, needed = self._counts(), list(self._needs(action))
+        before, needed = self._counts(), list(_needs(self.schedule, action))
         for message in needed:
             if message in self._source:
                 self._receive(message)
@@ -140,7 +126,7 @@ class Occupancy:
         self._reach(self._base().plus(extra))
         self.now = self.now.plus(after)
         self._count(kind, stage)
-        for made in self._makes(action):
+        for made in _makes(self.schedule, action):
             if kind == "F" or stage in self.schedule.shards:
                 continue
             if self._is_own(made.stage):
@@ -185,3 +171,40 @@ class Occupancy:
         for key, change in changes.items():
             self._alive[key, stage] = self._alive.get((key, stage), 0) + change
         self._begun.add((_BEGINS[kind], stage))
+
+
+def _makes(schedule: Schedule, action: Action) -> Iterator[_Message]:
+    for stage in schedule.outputs(action):
+        yield _Message(action.stage, stage, action.kind == "F", action.microbatch)
+
+
+def _needs(schedule: Schedule, action: Action) -> Iterator[_Message]:
+    for source, result in schedule.inputs(action):
+        if source != action.stage:
+            yield _Message(source, action.stage, result == "F", action.microbatch)
+
+
+@lru_cache(maxsize=256)
+def _routes(
+    schedule: Schedule, rank: int
+) -> tuple[dict[_Message, tuple[int, int]], dict[_Message, int], dict[int, list[_Message]]]:
+    """Of what other ranks send to `rank`: who, and at which of his actions; of every message the position of the action
+    that takes it; and what each rank sends here, in order.
+    """
+    sources: dict[_Message, tuple[int, int]] = {}
+    needed: dict[_Message, int] = {}
+    expected: dict[int, list[_Message]] = {}
+    for source, row in enumerate(schedule.actions):
+        for at, action in enumerate(row):
+            needed.update((message, at) for message in _needs(schedule, action))
+            for made in _makes(schedule, action):
+                if source != rank and schedule.rank_of(made.stage) == rank:
+                    sources[made] = source, at
+                    expected.setdefault(source, []).append(made)
+    return sources, needed, expected
+
+
+@lru_cache(maxsize=4096)  # a search for policies asks again and again, for ranks that it has not changed
+def peak_of(schedule: Schedule, rank: int, own: tuple[tuple[int, StageCost], ...], message: int, tied: int) -> Held:
+    """The most that a rank holds at a time, whose own stages, and shard of a head, cost this."""
+    return Occupancy(schedule, rank, dict(own), message, tied).peak

@@ -15,7 +15,7 @@ from . import hardware as machines
 from .memory import State
 from .model_costs import model_costs
 from .partition import Parts
-from .resident import Resident, capacity, resident
+from .resident import Resident, capacity, resident, room
 from .sizes import model_size
 
 __all__ = ["parts_of"]
@@ -46,7 +46,7 @@ def parts_of(experiment: Experiment, ranks: int, profile: Mapping[str, Any] | No
         shard = sum(state.bytes_of(size.head_shard(num_shards(experiment)), False))
     buffers = max(one.buffers for one in held)
     always = Resident(weights=shard, copies=0, gradients=0, optimizer=0, buffers=buffers, update=0)
-    rooms = [capacity(device.memory_bytes, always, on_gpu) for device in found.devices]
+    rooms = [capacity(room(experiment, device), always, on_gpu) for device in found.devices]
     return Parts(
         seconds=tuple(seconds[device] for device in found.devices[:ranks]),
         stored=tuple(one - shard for one in stored),

@@ -13,12 +13,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..dsl import replace
-from ..specs import AutoRecompute, Experiment, Pipeline
+from ..specs import Experiment, Pipeline
 from ..specs.experiment import world_size
 from ..specs.recompute import POLICIES
 from . import hardware as machines
-from .hardware import GIB, Hardware
+from .hardware import Hardware
 from .model_costs import model_costs
+from .resident import room
 from .simulate import simulate
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["least_recomputing"]
 
 MOVES = 8  # of single layers, that are tried
+SHARED = ("offload", "mlp_tiles", "leave_gib")  # fields of every policy
 
 
 def least_recomputing(experiment: Experiment, lay_out: Callable[[Experiment], Layout]) -> Layout:
@@ -114,7 +116,7 @@ def _each_less(experiment: Experiment, layout: Layout) -> Layout:
 
 def _uniform(experiment: Experiment, name: str) -> Experiment:
     own = experiment.recompute
-    return replace(experiment, recompute=POLICIES[name](offload=own.offload, mlp_tiles=own.mlp_tiles))
+    return replace(experiment, recompute=POLICIES[name](**{field: getattr(own, field) for field in SHARED}))
 
 
 def _fits(experiment: Experiment, layout: Layout) -> list[bool]:
@@ -123,8 +125,5 @@ def _fits(experiment: Experiment, layout: Layout) -> list[bool]:
 
     found = machines.for_ranks(machines.parse(experiment.hardware), world_size(experiment))
     on_gpu = found.devices[0].kind != "host"
-    leave = (
-        int(experiment.recompute.leave_gib * GIB) if on_gpu and isinstance(experiment.recompute, AutoRecompute) else 0
-    )
     ranks = estimate(experiment, on_gpu=on_gpu, layout=layout).ranks[: layout.schedule.num_ranks]
-    return [rank.total <= device.memory_bytes - leave for rank, device in zip(ranks, found.devices)]
+    return [rank.total <= room(experiment, device) for rank, device in zip(ranks, found.devices)]

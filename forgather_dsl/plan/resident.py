@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from ..specs import Experiment, InBackward, Pipeline
 from ..specs.experiment import num_shards
-from .hardware import GIB
+from .hardware import GIB, Device
 from .memory import State, passes
 from .occupancy import lookahead
 from .sizes import ModelSize, PartSize
 
-__all__ = ["Resident", "capacity", "overhead", "resident"]
+__all__ = ["Resident", "capacity", "overhead", "resident", "room"]
 
 CONTEXT = int(0.6 * GIB)  # CUDA context, kernels, communication buffers of one rank on a GPU; 0.67 on an H200
 FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU; 1 to 3 % was seen, and once 9 (benchmarks/LOG.md)
@@ -81,6 +81,12 @@ def message_bytes(experiment: Experiment, size: ModelSize, state: State) -> int:
 def overhead(used: int, on_gpu: bool) -> int:
     """Bytes that a rank takes beside the `used` ones it asks for."""
     return CONTEXT + int(FRAGMENTATION * used) if on_gpu else PROCESS
+
+
+def room(experiment: Experiment, device: Device) -> int:
+    """Bytes of a device that the planner may fill; on a host nothing is left free."""
+    leave = 0.0 if device.kind == "host" else experiment.recompute.leave_gib
+    return device.memory_bytes - int(leave * GIB)
 
 
 def capacity(memory_bytes: int, held: Resident, on_gpu: bool) -> int:

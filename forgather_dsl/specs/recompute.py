@@ -29,6 +29,9 @@ class Recompute(Lazy[Any], abstract=True):
     mlp_tiles: int = attrs.field(
         default=1, validator=at_least(1)
     )  # of the tokens, which the MLP takes one after the other
+    leave_gib: float = attrs.field(
+        default=0.0, validator=attrs.validators.ge(0.0)
+    )  # of each card, that what the planner chooses (policies, layers, searched orders) leaves free
 
 
 class NoRecompute(Recompute):
@@ -54,9 +57,7 @@ class AutoRecompute(Recompute):
     that.
     """
 
-    leave_gib: float = attrs.field(
-        default=2.5, validator=attrs.validators.ge(0.0)
-    )  # of each card, not planned to be used
+    leave_gib = 2.5
 
 
 POLICIES: dict[str, type[Recompute]] = {

@@ -44,12 +44,12 @@ def test_large_cards_recompute_nothing_and_small_ones_everything() -> None:
 
 
 def test_last_ranks_hold_fewer_microbatches_and_recompute_no_more_than_the_first() -> None:
-    layout = lay_out(with_cards(3))
+    layout = lay_out(with_cards(2.5))
     ranks = [NAMES.index(name) for name in layout.recompute]
     assert ranks == sorted(ranks, reverse=True)
     assert len(set(ranks)) > 1
     _found.cache_clear()
-    assert layout == lay_out(with_cards(3))
+    assert layout == lay_out(with_cards(2.5))
 
 
 def test_what_is_chosen_fits_and_leaves_what_it_should() -> None:
