@@ -63,6 +63,7 @@ def chunked(tmp_path_factory):
     return run("chunked_ranks.py", tmp_path_factory.mktemp("chunked_ranks"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["plain", "tied", "bf16", "bias", "frozen", "torch"])
 def test_bits_with_a_chunked_loss_are_those_of_one_process(chunked, topic):
     cases = {name: wrong for name, wrong in chunked.items() if name.split()[0] == topic}

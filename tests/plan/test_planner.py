@@ -180,9 +180,9 @@ class Crowded(Wide):
 @pytest.mark.parametrize(
     ("cls", "gpus"),
     [
-        (Large, "4x24GB"),
+        pytest.param(Large, "4x24GB", marks=pytest.mark.slow),
         (Large, "2x24GB"),
-        (Large, "24GB+12GB+24GB+24GB"),
+        pytest.param(Large, "24GB+12GB+24GB+24GB", marks=pytest.mark.slow),
         pytest.param(Large, "4x8GB", marks=pytest.mark.slow),
         (Crowded, "4x8GB"),
     ],

@@ -151,6 +151,7 @@ def test_a_script_without_a_main_guard_is_told(corpus: Path, tmp_path: Path) -> 
     assert "if __name__ == '__main__':" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_notebook_trains_on_one_and_two_stages_and_is_told_what_ranks_cannot_import(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def run(folder: Path, *options: str, seconds: int = 400) -> dict[str, Any]:
     return result["cases"]
 
 
+@pytest.mark.slow
 def test_losses_norms_weights_and_optimizer_are_those_of_agreeing_first_whether_guesses_hold_or_not(
     tmp_path: Path,
 ) -> None:
