@@ -7,16 +7,20 @@ subclass. docs/finetuning.md goes through it.
 
 from forgather_dsl import (
     BF16,
+    Adafactor,
     AdamW,
+    AutoRecompute,
     Chat,
     ChunkedCrossEntropy,
     Experiment,
     FullRecompute,
     GroupedQueryAttention,
     HFTokenizer,
+    InBackward,
     Llama,
     Llama3Rope,
     OneFOneB,
+    OnHost,
     Pipeline,
     RMSNorm,
     Rope,
@@ -104,10 +108,33 @@ class MistralChat(Finetuning, abstract=True):
 
 
 class FourCards(Experiment, abstract=True):
-    """Four cards of 24 GB, a pipeline."""
+    """Four cards of 24 GB, a pipeline; each stage runs again as little as its card allows."""
 
     hardware = "4x24GB"
+    recompute = AutoRecompute()
     parallel = Pipeline(stages=4, schedule=OneFOneB())
+
+
+class OneCard(Experiment, abstract=True):
+    """One card of 24 GB, a step of one microbatch: Adafactor steps in the backward pass, weights are rounded by chance."""
+
+    hardware = "1x24GB"
+    batch_size = 4
+    microbatch_size = 4
+    precision = BF16(rounding="stochastic")
+    optimizer = Adafactor(lr=5e-6, weight_decay=0.0)
+    clip_norm = None  # a norm over all gradients is known too late
+    update = InBackward()
+    recompute = FullRecompute(offload=True, mlp_tiles=4)
+
+
+class OneCardHost(Experiment, abstract=True):
+    """One card of 24 GB and 128 GB of the host, where AdamW runs, with exact masters, clipping and accumulation."""
+
+    hardware = "1x24GB,host=128GB"
+    optimizer = patch(AdamW, states="fp32")
+    update = OnHost(gradients="host")
+    recompute = FullRecompute(offload=True, mlp_tiles=4)
 
 
 class MistralChatPP4(FourCards, MistralChat):
@@ -120,3 +147,15 @@ class Llama31ChatPP4(FourCards, Llama31Chat):
 
 class QwenChatPP4(FourCards, Qwen3Chat):
     """Qwen 3 8B on conversations, four cards of 24 GB."""
+
+
+class Llama31ChatOneCard(OneCard, Llama31Chat):
+    """Llama 3.1 8B on conversations, one card of 24 GB."""
+
+
+class QwenChatOneCard(OneCard, Qwen3Chat):
+    """Qwen 3 8B on conversations, one card of 24 GB."""
+
+
+class Llama31ChatOneCardHost(OneCardHost, Llama31Chat):
+    """Llama 3.1 8B on conversations, one card of 24 GB and a host with 128 GB."""
