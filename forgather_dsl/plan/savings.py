@@ -49,7 +49,10 @@ def savings(experiment: Experiment, site: Site, rank: int, layout: Layout | None
             pass
         if options:
             found.append(max(options, key=lambda option: option.saved))
-    return sorted(found, key=lambda option: -option.saved)
+    best: dict[str, Saving] = {}  # one line for a field: the second would take the first one's place
+    for option in sorted(found, key=lambda option: -option.saved):
+        best.setdefault(option.line.partition(" = ")[0], option)
+    return list(best.values())
 
 
 def _saving(

@@ -149,9 +149,14 @@ def assembled(path: str) -> dict[str, torch.Tensor]:
             for key in file.keys():  # noqa: SIM118 not a dict
                 part = file.get_tensor(key)
                 shape, offset = slices.get(key, (part.shape, [0] * part.dim()))
-                whole = tensors.setdefault(key, torch.full(list(shape), float("nan"), dtype=part.dtype))
+                whole = tensors.setdefault(key, torch.full(list(shape), unset(part.dtype), dtype=part.dtype))
                 whole[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))] = part
     return tensors
+
+
+def unset(dtype: torch.dtype) -> float:
+    """What no number of a checkpoint is likely to be: codes of 8-bit states and lower halves are whole numbers."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
 def not_moved(session: Session, path: str) -> list[str]:

@@ -15,13 +15,13 @@ import torch
 
 from forgather_dsl import (
     BF16,
+    Adafactor,
     AdamW,
     Bytes,
     Experiment,
     FullRecompute,
     GPipe,
     Llama,
-    Muon,
     OneFOneB,
     Pipeline,
     Sampling,
@@ -92,10 +92,10 @@ def test_it_says_what_was_being_done_and_three_edits(
         assert re.search(rf"^  {kind} +[\d.]+ [MG]iB +[\d.]+ [MG]iB$", text, re.MULTILINE), text
     assert "to need less, in the class body (by the plan's estimate, for this host):" in rest
     edits = rest[rest.index("to need less, in the class body (by the plan's estimate, for this host):") + 1 : -1]
-    assert rest[-1] == "with: from forgather_dsl import FullRecompute, Muon"
+    assert rest[-1] == "with: from forgather_dsl import Adafactor, FullRecompute"
     assert sorted(line.split("  #")[0].strip() for line in edits) == [
         "microbatch_size = 2",
-        "optimizer = Muon()",
+        "optimizer = Adafactor(lr=0.0003)",
         "recompute = FullRecompute()",
     ]
     saved = [float(re.search(r"saves ([\d.]+) MiB", line)[1]) for line in edits]  # type: ignore[index]
@@ -197,7 +197,13 @@ def test_edits_are_ranked_by_what_they_save_on_the_rank_that_failed() -> None:
 
 def test_nothing_is_suggested_that_is_set_already() -> None:
     parallel = Pipeline(stages=2, schedule=OneFOneB())
-    small = replace(LARGE, recompute=FullRecompute(), optimizer=Muon(), precision=BF16(), microbatch_size=1)
+    small = replace(
+        LARGE,
+        recompute=FullRecompute(offload=True, mlp_tiles=8),
+        optimizer=Adafactor(),
+        precision=BF16(rounding="stochastic"),
+        microbatch_size=1,
+    )
     found = savings(replace(small, parallel=parallel, seq_len=127), CARDS, 0)
     assert not [
         s.line for s in found if s.line.startswith(("recompute", "optimizer", "precision", "microbatch", "seq"))

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from forgather_dsl import FP32, BF16Mixed, FullRecompute, KeepAttention, NoRecompute, NormsAndActivation, Pipeline
+from forgather_dsl import (
+    FP32,
+    BF16Mixed,
+    CrossEntropy,
+    FullRecompute,
+    KeepAttention,
+    Muon,
+    NoRecompute,
+    NormsAndActivation,
+    Pipeline,
+)
 from forgather_dsl.dsl import ConfigError, load, replace
 from forgather_dsl.plan import cards, hardware
 from forgather_dsl.plan.hardware import GIB, parse
@@ -24,7 +34,15 @@ def llama(**changes):
     experiment = load(f"{GALLERY / 'llama7b.py'}:PP4OneFOneB")()
     return replace(
         experiment,
-        **{"hardware": "4x24GB", "seq_len": TOKENS, "recompute": NoRecompute(), "precision": BF16Mixed(), **changes},
+        **{
+            "hardware": "4x24GB",
+            "seq_len": TOKENS,
+            "recompute": NoRecompute(),
+            "precision": BF16Mixed(),
+            "optimizer": Muon(),
+            "loss": CrossEntropy(),
+            **changes,
+        },
     )
 
 
