@@ -257,7 +257,7 @@ def test_the_plan_is_within_three_percent_of_every_recipe(name):
 
 
 FULL_SIZE = [name for name, cls in RECIPES.items() if cls().model.dim > 1000]
-IN_TIME = ("PP4GPipe", "Llama31OneCardLong")  # others take one to four minutes each
+IN_TIME = ("PP4GPipe",)  # the others take one to eight minutes each
 
 
 @pytest.mark.slow
@@ -279,9 +279,8 @@ def test_the_plan_is_within_three_percent_of_every_large_recipe_in_full(name):
 @pytest.mark.parametrize(
     ("name", "model", "recompute"),
     [
-        *((name, "PP4OneFOneB", how) for name in SCHEDULES for how in ("none", "full")),
-        *((name, "Llama31PP2", "full") for name in SCHEDULES),
-        *((name, "Llama31PP2", how) for name in BETWEEN for how in ("cheap", "attention")),
+        *((name, "PP4OneFOneB", "full") for name in SCHEDULES),
+        *((name, "Llama31PP2", how) for name in BETWEEN for how in ("none", "cheap", "attention")),
     ],
 )
 def test_the_plan_is_within_three_percent_at_real_widths_under_every_schedule(name, model, recompute):
