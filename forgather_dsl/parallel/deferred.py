@@ -66,10 +66,6 @@ class WeightGradients:
         else:
             accumulate(*arguments)
 
-    def at_once(self, accumulate: Callable[..., None], *arguments: Any) -> None:
-        """Run `accumulate(parameter, *tensors)` now, also while `deferring`: what it needs should not wait for W."""
-        accumulate(*arguments)
-
     def take(self) -> Owed:
         """Hand over what one backward has queued; for `settle`."""
         owed, self.owed = self.owed, deque()

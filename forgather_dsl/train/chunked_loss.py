@@ -53,7 +53,7 @@ class ChunkedCrossEntropy:
         parameters = (head.weight, head.bias)
         casts = [None if p is None else gradients.cast(p, hidden.dtype) for p in parameters]
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (flat, *parameters)):
-            return _Chunked.apply(flat, *parameters, *casts, wanted, gradients, self)  # type: ignore[return-value]
+            return _Chunked.apply(flat, *parameters, *casts, wanted, self)  # type: ignore[return-value]
         losses = []
         for rows, logits in self.logits(flat, *casts):
             losses.append(self.loss_of(logits, wanted[rows], None))
@@ -76,9 +76,9 @@ class ChunkedCrossEntropy:
 class _Chunked(Function):
     # Weight and bias stay plain attributes of ctx, as in parallel.deferred.
     @staticmethod
-    def forward(ctx, hidden, weight, bias, cast_weight, cast_bias, targets, gradients, loss_fn):
+    def forward(ctx, hidden, weight, bias, cast_weight, cast_bias, targets, loss_fn):
         ctx.weight, ctx.bias, ctx.casts = weight, bias, (cast_weight, cast_bias)
-        ctx.gradients, ctx.loss_fn = gradients, loss_fn
+        ctx.loss_fn = loss_fn
         ctx.save_for_backward(hidden, targets)
         loss = torch.full((), torch.nan, dtype=torch.float32, device=hidden.device)
         ctx.loss = loss.detach()  # the same memory, without the graph that ends in this context
@@ -95,24 +95,21 @@ class _Chunked(Function):
         for parameter in asked:
             parameter.grad = None
 
-        def run(weight: nn.Parameter, hidden: Tensor) -> None:
-            losses = []
-            for rows, logits in ctx.loss_fn.logits(hidden, *ctx.casts):
-                losses.append(ctx.loss_fn.loss_of(logits, targets[rows], grad_output))
-                if needs_weight:
-                    accumulate_weight(weight, hidden[rows], logits)
-                if needs_bias:
-                    accumulate_bias(ctx.bias, logits)
-                if into is not None:
-                    torch.mm(logits, ctx.casts[0], out=into[rows])
-                del logits
-            ctx.loss.copy_(torch.cat(losses).sum())
-
-        ctx.gradients.at_once(run, ctx.weight, hidden)
+        losses = []
+        for rows, logits in ctx.loss_fn.logits(hidden, *ctx.casts):
+            losses.append(ctx.loss_fn.loss_of(logits, targets[rows], grad_output))
+            if needs_weight:
+                accumulate_weight(ctx.weight, hidden[rows], logits)
+            if needs_bias:
+                accumulate_bias(ctx.bias, logits)
+            if into is not None:
+                torch.mm(logits, ctx.casts[0], out=into[rows])
+            del logits
+        ctx.loss.copy_(torch.cat(losses).sum())
         made: dict[int, Tensor | None] = {}
         for parameter, gradient in zip(asked, before):
             made[id(parameter)], parameter.grad = parameter.grad, gradient
-        return into, made.get(id(ctx.weight)), made.get(id(ctx.bias)), None, None, None, None, None
+        return into, made.get(id(ctx.weight)), made.get(id(ctx.bias)), None, None, None, None
 
 
 def loss_of(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
