@@ -54,9 +54,7 @@ class Finetuning(Experiment, abstract=True):
     batch_size = 32
     microbatch_size = 1
     epochs = 1
-    precision = (
-        BF16()
-    )  # weights of two bytes over exact fp32 masters, so that a small learning rate is not rounded away
+    precision = BF16()  # weights of two bytes over exact fp32 masters: a small learning rate is not rounded away
     optimizer = AdamW(lr=5e-6, betas=(0.9, 0.999), weight_decay=0.0, states="8bit")
     loss = ChunkedCrossEntropy()
     lr_schedule = WarmupCosine(warmup=0.03, final=0.0)

@@ -180,9 +180,8 @@ def _weight(session: Session, name: str, parameter: torch.nn.Parameter) -> Sourc
     if not optimizer.has_master(name):
         return source(key, parameter)
 
-    def master() -> (
-        torch.Tensor
-    ):  # made when it is read, on the host: a GPU has no room for all, nor for one that is large
+    # made when it is read, on the host: a GPU has no room for all, nor for one that is large
+    def master() -> torch.Tensor:
         found = optimizer.master(name, torch.device("cpu"))
         assert found is not None
         return found

@@ -47,9 +47,7 @@ class OnHost:
         self.worker, self.lane_down, self.lane_up = Worker(device), Lane(device, DOWN), Lane(device, UP)
         self.optimizer.settle = self.settle
         self.stepping = Stepping(self.optimizer.inner, self.optimizer.hosts, session.experiment)
-        if (
-            device.type == "cuda"
-        ):  # as the device would step: a third of the time, and other roundings than the plain one
+        if device.type == "cuda":  # as the device would step: a third of the time, other roundings than the plain one
             for group in self.optimizer.inner.param_groups:
                 if isinstance(group.get("rule"), AdamWRule):
                     group["rule"].fused = True
