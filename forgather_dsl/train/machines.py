@@ -49,7 +49,7 @@ def require_shared(ranks: Ranks, path: str) -> None:
 
 def require_same_data(ranks: Ranks, prepared: Prepared) -> None:
     """Raises UserError, on all ranks, unless all have the tokens of rank 0. All ranks must call it."""
-    parts: list[Any] = [prepared.train, prepared.held_out]
+    parts: list[Any] = [prepared.train, prepared.held_out, *prepared.eval_sets.values()]
     mine = [part and part.fingerprint for part in parts]
     everyone = ranks.gather((socket.gethostname(), mine))
     other = [f"rank {rank} on {host}" for rank, (host, found) in enumerate(everyone) if found != everyone[0][1]]
