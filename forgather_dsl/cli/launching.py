@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..plan.machines import Machines, on_machines
+from ..runs.run import is_run
 from ..specs.experiment import world_size
+from ..train.directory import choose
 
-__all__ = ["LAUNCHERS", "Asked", "launch_text"]
+__all__ = ["LAUNCHERS", "PASSED_ON", "launch_script"]
 
 PORT = 29400
 PASSED_ON = (
@@ -33,7 +35,7 @@ HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")  # of an interface
 
 
-class Asked(NamedTuple):
+class _Asked(NamedTuple):
     """What `run` was asked besides the experiment."""
 
     launcher: str
@@ -65,8 +67,37 @@ class _Job(NamedTuple):
         )
 
 
-def launch_text(experiment: Any, asked: Asked) -> str:
-    """The script. Raises UserError, with every problem at once, for what cannot be launched so."""
+def launch_script(
+    experiment: Any,
+    target: str,
+    settings: Sequence[str],
+    out: str | None,
+    resume: str,
+    profile: bool,
+    flags: Mapping[str, bool],
+    launcher: str | None,
+    *said: Any,
+) -> str:
+    """What starts `run TARGET` with these options; `said`: cards of a machine, hosts, interface.
+
+    Raises UserError, with every problem at once, for what cannot be launched so.
+    """
+    if launcher is None:
+        names = ("--gpus-per-node", "--hosts", "--interface")
+        idle = ", ".join(name for name, value in zip(names, said) if value is not None)
+        raise UserError(f"{idle}: of --print-launch {'|'.join(LAUNCHERS)}, which is not given")
+    if profile:
+        raise UserError(
+            "--profile measures on one machine; run it there first, then give the file as parallel.schedule.profile"
+        )
+    place = out if out is not None else target if is_run(target) else choose(experiment, None, resume)
+    words = ["run", target, *(word for setting in settings for word in ("--set", setting)), "--out", place]
+    words += ["--resume", resume] if resume != "auto" else []
+    words += [flag for flag, on in flags.items() if on]
+    return _text(experiment, _Asked(launcher, words, place, *said))
+
+
+def _text(experiment: Any, asked: _Asked) -> str:
     problems: list[str] = []
     if asked.launcher not in LAUNCHERS:
         problems.append(f"--print-launch {asked.launcher}: write one of {', '.join(LAUNCHERS)}")
@@ -119,7 +150,7 @@ def _hosts(text: str | None, problems: list[str]) -> tuple[tuple[str, ...], int]
     return hosts, port
 
 
-def _outside(asked: Asked) -> list[str]:
+def _outside(asked: _Asked) -> list[str]:
     """SkyPilot copies this folder and nothing else."""
     if asked.launcher != "skypilot":
         return []

@@ -42,17 +42,11 @@ def printed(place: Path, *more: str) -> None:
 
 def started(hosts: TwoHosts, place: Path, before: tuple[str, str] = ("true", "true"), **env: str) -> list[Started]:
     """The script on both machines; `before` runs on each, in a mount namespace of its own."""
-    return [
-        Started(
-            ["unshare", "--uts", "--mount", "sh", "-ec"]
-            + [f"hostname machine{n}; {before[n]}; exec ip netns exec {name} bash launch.sh {n} 10.77.0.1"],
-            place,
-            f"host{n}",
-            PATH=PATH,
-            **env,
-        )
-        for n, name in enumerate(hosts.names)
-    ]
+    agents = []
+    for n, name in enumerate(hosts.names):
+        words = f"hostname machine{n}; {before[n]}; exec ip netns exec {name} bash launch.sh {n} 10.77.0.1"
+        agents.append(Started(["unshare", "--uts", "--mount", "sh", "-ec", words], place, f"host{n}", PATH=PATH, **env))
+    return agents
 
 
 def ended(agents: list[Started]) -> list[int | None]:
