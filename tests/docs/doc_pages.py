@@ -67,7 +67,9 @@ def steps(text: str) -> list[Step]:
         elif block.language in OUTPUT:
             command = next((line for line in block.text.splitlines() if COMMAND.match(line)), None)
             if command is not None:
-                raise ValueError(f"line {block.line}: {command.strip()!r} stands in a block that is not run; write ```console")
+                raise ValueError(
+                    f"line {block.line}: {command.strip()!r} stands in a block that is not run; write ```console"
+                )
         elif block.language not in DATA:
             raise ValueError(f"line {block.line}: no block is of {block.language!r}; write console, python or text")
     return found

@@ -10,7 +10,6 @@ import collections
 import re
 import shlex
 
-import click
 import pytest
 import typer
 from doc_pages import DATA, PAGES, ROOT, anchors, blocks, indented_commands, inline_commands, links, page_name, steps
@@ -77,7 +76,7 @@ def test_commands_are_known_with_all_their_options(page):
             for command in re.split(r"&&|;|\|", step.text.partition(" # ")[0]):
                 _parse(f"line {step.line}", command.strip())
     for command in inline_commands(page[1]):
-        _parse("in a sentence", command.replace("...", ""))
+        _parse("in a sentence", command.replace("...", "").replace(" VERB", ""))
 
 
 def test_no_command_hides_in_an_indented_block(page):
@@ -89,12 +88,15 @@ def _parse(where: str, command: str) -> None:
     words = shlex.split(command[found.end() :]) if found else []
     if words and words[0] != "--help" and "--help" not in words:
         assert words[0] in VERBS.commands, f"{where}: no verb {words[0]!r}"  # type: ignore[attr-defined]
-        verb: click.Command = VERBS.commands[words[0]]  # type: ignore[attr-defined]
+        verb = VERBS.commands[words[0]]  # type: ignore[attr-defined]
         words = [word for word in words[1:] if not re.match(r"\d?>|&$", word)]
         try:
-            verb.make_context(words[0] if words else "", words)
-        except click.ClickException as error:
-            pytest.fail(f"{where}: {command}: {error.format_message()}")
+            verb.make_context(verb.name, words)
+        except Exception as error:  # of click, or of the click that recent versions of typer hold
+            told = getattr(error, "format_message", None)
+            if told is None:
+                raise
+            pytest.fail(f"{where}: {command}: {told()}")
 
 
 def test_make_targets_are_there(page):
@@ -116,7 +118,9 @@ def test_files_that_are_named_are_there(page):
 
 
 def test_the_forms_that_are_told_apart():
-    text = "```console\n$ a  # needs: a GPU\n$ b \\\n> c\nout\n```\n```python\n# file: x.py\n```\n```python\nx = 1\n```\n"
+    text = (
+        "```console\n$ a  # needs: a GPU\n$ b \\\n> c\nout\n```\n```python\n# file: x.py\n```\n```python\nx = 1\n```\n"
+    )
     assert [(s.kind, s.needs, s.shown) for s in steps(text)] == [
         ("command", "a GPU", ""),
         ("command", "", "out\n"),
