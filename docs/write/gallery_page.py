@@ -71,13 +71,14 @@ def _measured(found: list[dict[str, Any]]) -> list[str]:
     spread = f" ± {statistics.stdev(bits):.3f}" if len(bits) > 1 else ""
     gzip = last[-1]["gzip_bits_per_byte"]
     seeds = ", ".join(str(run["seed"]) for run in last)
-    minutes = f"{statistics.mean(run['seconds'] for run in last) / 60:.1f} ({last[-1]['machine']})"
+    seconds = [run["seconds"] for run in last if run["seconds"] is not None]
+    minutes = f"{statistics.mean(seconds) / 60:.1f}" if seconds else "not recorded"
     return [
         f"{last[-1]['steps']:,}",
         f"{statistics.mean(bits):.3f}{spread}",
         seeds,
         f"{gzip:.3f}" if gzip else "",
-        minutes,
+        f"{minutes} ({last[-1]['machine']})",
     ]
 
 

@@ -76,7 +76,8 @@ def test_commands_are_known_with_all_their_options(page):
             for command in re.split(r"&&|;|\|", step.text.partition(" # ")[0]):
                 _parse(f"line {step.line}", command.strip())
     for command in inline_commands(page[1]):
-        _parse("in a sentence", command.replace("...", "").replace(" VERB", ""))
+        if "[" not in command:  # how a verb is called, not a call
+            _parse("in a sentence", re.sub(r"\.\.\.| VERB", "", command))
 
 
 def test_no_command_hides_in_an_indented_block(page):

@@ -67,7 +67,7 @@ def test_every_experiment_is_in_the_gallery():
 def test_results_are_of_runs_that_were_finished():
     for result in part("gallery_page").results():
         assert result["bits_per_byte"] > 0
-        assert result["seconds"] > 0
+        assert result["seconds"] is None or result["seconds"] > 0
         assert (DOCS.parent / result["target"].partition(":")[0]).exists()
 
 
