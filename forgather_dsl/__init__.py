@@ -45,8 +45,10 @@ _PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "Sweep": ".runs.swee
 
 __all__ = [
     "BF16",
+    "DDP",
     "FP8",
     "FP32",
+    "FSDP2",
     "GELUMLP",
     "HF",
     "MLP",
