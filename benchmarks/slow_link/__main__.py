@@ -1,7 +1,8 @@
 """Pipelines beside FSDP2 and DDP on links of five speeds: four emulated GPUs, real tensors over real, shaped links.
 
     python benchmarks/slow_link [--rounds 5] [--seconds 2] [--rhos 0 0.92 1.83 3.66 10] [--modes ...] [--write]
-    python benchmarks/slow_link --from-stored        # tables and plot anew from what was measured, without root
+    python benchmarks/slow_link --real [--modes ...]  # two ranks that really compute, under the product's own strategies
+    python benchmarks/slow_link --from-stored         # tables and plot anew from what was measured, without root
 
 Needs root and iproute2 (network namespaces); elsewhere it says what is missing and ends with 0. A layer waits in place of
 computing, so two cores can stand for four cards. `--write` stores the measurements and puts table and plot into README.md.
@@ -64,6 +65,7 @@ def main() -> int:
     parser.add_argument("--rhos", type=float, nargs="+", default=list(RHOS))
     parser.add_argument("--modes", nargs="+", help="default: all")
     parser.add_argument("--write", action="store_true", help="store it, and write README.md's table and the plot")
+    parser.add_argument("--real", action="store_true", help="two ranks that compute, in place of four that wait")
     parser.add_argument("--from-stored", action="store_true", help="measure nothing")
     a = parser.parse_args()
     if a.from_stored:
@@ -74,6 +76,20 @@ def main() -> int:
     if reason := missing():
         print(f"skipped: {reason}")
         return 0
+    return _real(a.modes) if a.real else _emulated(a)
+
+
+def _real(modes: list[str] | None) -> int:
+    from slow_link.real import MODES, real_table, run_modes
+
+    load = os.getloadavg()[0]
+    table, problems = real_table(run_modes(modes or list(MODES)))
+    print(table, f"load before and after: {load:.1f}, {os.getloadavg()[0]:.1f}", sep="\n\n")
+    print(*problems, sep="\n", file=sys.stderr)
+    return int(bool(problems))
+
+
+def _emulated(a: argparse.Namespace) -> int:
     from slow_link.measure import MODES
 
     load = os.getloadavg()

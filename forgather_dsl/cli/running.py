@@ -7,10 +7,22 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UserError
 from . import gallery
 from .arguments import Debug, Settings, Smoke, complete_target, end
 from .output import say
 
+Seeds = Annotated[
+    str | None, typer.Option("--seeds", metavar="N|A,B,..", help="train with these seeds, or with so many")
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", metavar="PATH=V,V,..", help="train with each of these values; several span a grid"),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="of several, how many at once; default: as many as have GPUs, else 1"),
+]
 PrintLaunch = Annotated[
     str | None,
     typer.Option("--print-launch", metavar="torchrun|slurm|skypilot", help="train nothing; print what to start where"),
@@ -42,26 +54,42 @@ def run_verb(
         bool, typer.Option("--model/--no-model", help="at the end, write the model as one file that needs torch alone")
     ] = True,
     trust: Annotated[bool, typer.Option("--trust", help="of a run: import the user's own code that it names")] = False,
+    seeds: Seeds = None,
+    grid: Grid = None,
+    jobs: Jobs = None,
     print_launch: PrintLaunch = None,
     gpus_per_node: GpusPerNode = None,
     hosts: Hosts = None,
     interface: Interface = None,
     debug: Debug = False,
 ) -> None:
-    """Train. Without a target: the first experiment of the gallery."""
+    """Train one experiment, or several. Without a target: the first experiment of the gallery."""
 
     def work() -> None:
         from ..runs.run import is_run
+        from .sweeping import run_sweep, source_of
         from .targets import find_experiment, shrunk
 
         chosen = gallery.first_target() if target is None else target
+        source = source_of(chosen)
+        launch = (print_launch, gpus_per_node, hosts, interface)
+        launches = any(value is not None for value in launch)
+        if source is not None or seeds is not None or grid:
+            if launches:
+                raise UserError("--print-launch is for one run; print it for each member of the sweep")
+            if allow_change:
+                raise UserError("--allow-change is for one run; the members of a sweep are known by what they are")
+            how = {"out": out, "resume": resume, "smoke": smoke, "profile": profile, "model": model and not smoke}
+            run_sweep(chosen, source, set_ or [], grid or [], seeds, jobs=jobs, trust=trust, command=sys.argv, **how)
+            return
+        if jobs is not None:
+            raise UserError("--jobs is for several experiments; write --seeds, --sweep, or a target that names several")
         experiment = find_experiment(chosen, set_ or [], trust)
-        asked = (print_launch, gpus_per_node, hosts, interface)
-        if any(value is not None for value in asked):
+        if launches:
             from .launching import launch_script
 
             flags = {"--allow-change": allow_change, "--no-model": not model, "--trust": trust, "--smoke": smoke}
-            say(launch_script(experiment, chosen, set_ or [], out, resume, profile, flags, *asked), end="")
+            say(launch_script(experiment, chosen, set_ or [], out, resume, profile, flags, *launch), end="")
             return
         from ..train.trainer import Trainer
 

@@ -132,6 +132,7 @@ def test_skypilot(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Eight", ["--print-launch", "slurm", "--hosts", "a,b"], "slurm chooses the machines itself"),
         ("Eight", ["--print-launch", "torchrun", "--interface", "a b"], "no name of a network interface"),
         ("Eight", ["--print-launch", "torchrun", "--profile"], "--profile measures on one machine"),
+        ("Eight", ["--print-launch", "slurm", "--seeds", "2"], "--print-launch is for one run"),
         ("Two", ["--hosts", "a,b"], "--hosts: of --print-launch torchrun|slurm|skypilot, which is not given"),
     ],
 )
