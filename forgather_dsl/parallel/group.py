@@ -15,11 +15,13 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from forgather_dsl.errors import UserError
 from forgather_dsl.parallel.launch import STORE
 from forgather_dsl.parallel.lifeline import die_with_launcher
-from forgather_dsl.parallel.meeting import choose_interface, not_met, several_machines, where
+from forgather_dsl.parallel.meeting import choose_interface, not_met, require_reachable, several_machines, where
 from forgather_dsl.parallel.progress import PROGRESS
 
 __all__ = ["Mesh", "PipelineGroup", "World", "join", "leave", "make_mesh", "pipeline_group"]
@@ -101,7 +103,10 @@ def _meet(backend: str, timeout: timedelta) -> None:
     if several_machines():
         PROGRESS.mark(f"meeting the other ranks ({where()})")
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        if several_machines():
+            require_reachable(PrefixStore("forgather/meeting", store))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(not_met(error), exit_code=4) from error
 

@@ -8,17 +8,39 @@ finds it. What carries packets to rank 0 is right wherever one network joins the
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
 
-__all__ = ["choose_interface", "interface_towards", "not_met", "several_machines", "where"]
+from ..errors import UserError
+
+__all__ = ["choose_interface", "interface_towards", "not_met", "require_reachable", "several_machines", "where"]
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 HEAD_PORT = 29500  # torch's own, where MASTER_PORT is not set
+REACH_SECONDS = 20.0  # for one machine to answer another
+_ADVICE = (
+    "MASTER_ADDR (torchrun --master-addr) has to be an address of the first machine that all the others reach, and on each "
+    f"machine {INTERFACE} (with GPUs NCCL_SOCKET_IFNAME too) the interface that leads there; ranks use ports above 1023 in "
+    "both directions, so firewalls must let them through. docs/machines.md shows how to find out"
+)
+
+
+class Store(Protocol):
+    """Of torch.distributed: what one rank sets, all can get, and getting waits for it."""
+
+    def set(self, key: str, value: str) -> None:
+        """Set it."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Wait until it is set."""
+        ...
 
 
 def several_machines(env: Mapping[str, str] = os.environ) -> bool:
@@ -83,8 +105,58 @@ def not_met(error: Exception, env: Mapping[str, str] = os.environ) -> str:
     others = ", ".join(f"{name} {address}" for name, address in _addresses().items())
     return (
         f"rank {env.get('RANK', 0)} on {socket.gethostname()} has not met the other ranks: {reason}\n"
-        f"it looked for {where(env)}; this machine has {others or 'no IPv4 address'}\n"
-        "MASTER_ADDR (torchrun --master-addr) has to be an address of the first machine that all the others reach, and on each "
-        f"machine {INTERFACE} (with GPUs NCCL_SOCKET_IFNAME too) the interface that leads there; ranks use ports above 1023 "
-        "in both directions, so firewalls must let them through. docs/machines.md shows how to find out"
+        f"it looked for {where(env)}; this machine has {others or 'no IPv4 address'}\n{_ADVICE}"
     )
+
+
+def require_reachable(store: Store, env: Mapping[str, str] = os.environ) -> None:
+    """Every rank tries to connect to one of each other machine, at the address that gloo would offer, and tells all of it.
+
+    Without this, one rank gives up after a minute and its partner waits for ever. All ranks must call it; `store` is one
+    that all of them have. Raises UserError, on all ranks, when any is not reached.
+    """
+    rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
+    first = rank - int(env.get("LOCAL_RANK", 0))  # of this machine
+    name = env.get(INTERFACE, "").split(",")[0]
+    address = _addresses().get(name) or _own_address()
+    listener, problem = _listen(address)
+    with listener:
+        offered = [first, socket.gethostname(), f"{address} ({name or 'its name'})", *listener.getsockname()[:2]]
+        store.set(f"offer/{rank}", json.dumps(offered))
+        everyone = [json.loads(store.get(f"offer/{other}")) for other in range(world)]
+        one_each = {offer[0]: (other, offer) for other, offer in reversed([*enumerate(everyone)]) if offer[0] != first}
+        found = [problem] if problem else [_try(rank, *pair) for pair in one_each.values()]
+        store.set(f"found/{rank}", json.dumps([text for text in found if text]))
+        problems = [text for other in range(world) for text in json.loads(store.get(f"found/{other}"))]
+    if problems:
+        text = f"machines do not reach each other: {'; '.join(problems)}\n{_ADVICE}"
+        raise UserError(text if rank == first else "", exit_code=4)
+
+
+def _listen(address: str) -> tuple[socket.socket, str | None]:
+    """A socket that others can connect to; or one that they cannot, and why."""
+    try:
+        return socket.create_server((address, 0), backlog=1024), None
+    except OSError as error:
+        return socket.create_server(("127.0.0.1", 0)), f"{socket.gethostname()} has no address {address} ({error})"
+
+
+def _try(rank: int, other: int, offer: Sequence[Any]) -> str | None:
+    """Why `other` is not reached at what it offered; None when it is."""
+    _, host, offered, address, port = offer
+    here = f"rank {rank} on {socket.gethostname()} does not reach rank {other} on {host} at {offered}"
+    if address.startswith("127."):
+        return f"{here}: that is the address of a machine for itself"
+    try:
+        socket.create_connection((address, port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        return f"{here}: {error.strerror or error}"
+    return None
+
+
+def _own_address() -> str:
+    """What this machine's name stands for, as gloo asks for it."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import gethostname
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,13 @@ import pytest
 
 from forgather_dsl.errors import UserError
 from forgather_dsl.parallel import meeting
-from forgather_dsl.parallel.meeting import choose_interface, interface_towards, not_met, several_machines
+from forgather_dsl.parallel.meeting import (
+    choose_interface,
+    interface_towards,
+    not_met,
+    require_reachable,
+    several_machines,
+)
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for addresses")
 TWO_MACHINES = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "10.1.2.3"}
@@ -52,6 +61,58 @@ def test_who_has_not_met_the_others_says_where_it_looked() -> None:
     assert "has not met the other ranks: Connection refused\n" in text
     assert "rank 0 at 10.1.2.3:29400, offering lo (127.0.0.1), nic9 (which has no address, or is not here)" in text
     assert "GLOO_SOCKET_IFNAME is not set" in not_met(RuntimeError("x"), TWO_MACHINES)
+
+
+class Board:
+    """A store, for threads in place of ranks."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.changed = threading.Condition()
+
+    def set(self, key: str, value: str) -> None:
+        with self.changed:
+            self.values[key] = value.encode()
+            self.changed.notify_all()
+
+    def get(self, key: str) -> bytes:
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, 30)
+            return self.values[key]
+
+
+def meet(*machines: str) -> list[str | None]:
+    """What each of two ranks says, one on each machine with one interface of the given name."""
+    board, said = Board(), []
+
+    def rank(number: int) -> str | None:
+        env = {"RANK": str(number), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": machines[number]}
+        try:
+            require_reachable(board, env)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        said = [*pool.map(rank, range(2))]
+    return said
+
+
+@linux
+def test_machines_that_do_not_reach_each_other_are_told_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = meeting._addresses() | {"gone": "192.0.2.77"}  # of an interface that is not here
+    monkeypatch.setattr(meeting, "_addresses", lambda: addresses)
+    own = next((name for name, address in addresses.items() if not address.startswith("127.") and name != "gone"), None)
+    if own is not None:
+        assert meet(own, own) == [None, None]
+    both = meet("lo", "lo")
+    assert both[0] == both[1]
+    for one, other in ((0, 1), (1, 0)):
+        assert (
+            f"rank {one} on {gethostname()} does not reach rank {other} on {gethostname()} at 127.0.0.1 (lo): "
+            in str(both[0])
+        )
+    assert "has no address 192.0.2.77" in str(meet("gone", "lo")[1])
 
 
 class Told:
