@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,7 +47,10 @@ class Reporter:
                 "data_fingerprint": prepared.train.fingerprint,
                 "eval_fingerprint": prepared.held_out.fingerprint if prepared.held_out else None,
                 "gzip_bits_per_byte": prepared.held_out.gzip_bits_per_byte if prepared.held_out else None,
+                "eval_bytes": prepared.held_out.num_bytes if prepared.held_out else None,
                 "num_parameters": self.num_parameters,
+                "device": device(self.session),
+                "ranks": self.session.world.size,
                 "steps": e.steps,
                 "progress": 0.0 if e.steps is None else self.session.step / e.steps,
             }
@@ -87,7 +92,7 @@ class Reporter:
         if not agreed.finite:
             record |= {"skipped": True, "why": session.guards.first_bad(agreed)}
         if session.ranks.world > 1:
-            record["bubble"] = agreed.bubble
+            record |= {"bubble": agreed.bubble, "bubbles": agreed.bubbles}
         self._log(record)
         self._steps, self._tokens, self._since = 0, 0, time.monotonic()
 
@@ -102,12 +107,17 @@ class Reporter:
     def evaluation(self, result: Evaluation) -> None:
         """A record of the held-out text."""
         self._log({"step": self.session.step, "eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte})
-        self._since = time.monotonic()  # throughput is training's
 
     def sample(self, text: str) -> None:
         """What the model writes."""
         self._log({"step": self.session.step, "sample": text})
-        self._since = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes time here is not training, and does not count in its throughput."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
     def spike(self, jump: Jump) -> None:
         """A loss that jumped, and the run went on."""
@@ -142,15 +152,18 @@ def _facts(jump: Jump) -> dict[str, Any]:
     }
 
 
+def device(session: Session) -> str:
+    """What rank 0 computes on."""
+    if session.world.device.type == "cuda":
+        return torch.cuda.get_device_name(session.world.device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
 def banner(session: Session, num_parameters: int, resumed: Saved | None, changes: list[str]) -> str:
     """Target and lineage, model, data, plan, run directory."""
-    e, prepared, world = session.experiment, session.prepared, session.world
+    e, prepared = session.experiment, session.prepared
     lineage = " <- ".join(c.__name__ for c in type(e).__mro__ if getattr(c, "__root__", False))
-    where = (
-        torch.cuda.get_device_name(world.device)
-        if world.device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
+    where = device(session)
     pipelined, replicas, m = pipeline_ranks(e), num_replicas(e), num_microbatches(e)
     ranks, stages = pipelined * replicas, session.pipeline.schedule.num_stages
     plan = f"{stages} stages" + (f" on {pipelined} ranks" if stages != pipelined else "")
