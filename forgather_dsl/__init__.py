@@ -34,13 +34,14 @@ if TYPE_CHECKING:
         swap,
     )
     from .errors import UserError
+    from .runs.comparison import compare
     from .runs.run import Run
     from .specs import *  # noqa: F403
     from .train.trainer import Trainer
 
 __version__ = "0.1.0"
 
-_PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".errors"}
+_PLACES = {"compare": ".runs.comparison", "Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".errors"}
 
 __all__ = [
     "BF16",
@@ -139,6 +140,7 @@ __all__ = [
     "build",
     "call",
     "check",
+    "compare",
     "derived",
     "diff",
     "digest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import Annotated
 
@@ -11,14 +12,16 @@ from ..errors import UserError
 from .arguments import Debug, Json, complete_target, end
 from .output import print_json, say
 
+RUNS = "runs"
+
 
 def report_verb(
     places: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="RUN...", help="run directories, folders of them, patterns", autocompletion=complete_target
         ),
-    ],
+    ] = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="NAME|RUN", help="what the others are held against")
     ] = None,
@@ -39,18 +42,23 @@ def report_verb(
 
     def work() -> None:
         from ..runs.comparison import compare
-        from ..runs.comparison_text import text
 
-        found = compare(*places, base=base, by=metric, step=step, smooth=smooth)
+        found = compare(*(places or (_usual(),)), base=base, by=metric, step=step, smooth=smooth)
         for option, file, write in (("--html", html, found.html), ("--markdown", markdown, found.markdown)):
             if file is not None:
                 _written(option, file, write())
         if json:
             print_json(found.data)
         else:
-            say(text(found, min(160, shutil.get_terminal_size((100, 24)).columns), samples))
+            say(found.text(min(160, shutil.get_terminal_size((100, 24)).columns), samples))
 
     end(work, debug)
+
+
+def _usual() -> str:
+    if os.path.isdir(RUNS):
+        return RUNS
+    raise UserError(f"which runs? there is no folder {RUNS} here; write run directories, or folders of them")
 
 
 def _written(option: str, file: str, text: str) -> None:

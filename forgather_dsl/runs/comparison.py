@@ -111,8 +111,8 @@ class Comparison:
     def order(self) -> list[int]:
         """Groups, the best first, those without a result last."""
         sign = 1 if self.metric.lower_is_better else -1
-        means = [found.mean for found in self.outcomes]
-        return sorted(range(len(means)), key=lambda i: (means[i] is None, sign * means[i].value if means[i] else 0.0))
+        places = [math.inf if found.mean is None else sign * found.mean.value for found in self.outcomes]
+        return sorted(range(len(places)), key=lambda index: places[index])
 
     @functools.cached_property
     def differing(self) -> list[str]:
@@ -137,11 +137,11 @@ class Comparison:
 
         return to_dict(self)
 
-    def text(self) -> str:
-        """For a terminal or a log."""
+    def text(self, width: int = 100, with_samples: bool = False) -> str:
+        """For a terminal or a log, `width` characters wide where that is up to it."""
         from .comparison_text import text
 
-        return text(self)
+        return text(self, width, with_samples)
 
     def markdown(self) -> str:
         """For a README, an issue or a pull request."""

@@ -21,7 +21,7 @@ def headline(found: Comparison) -> str:
     return f"{n} run{'s' * (n != 1)} of {groups} configuration{'s' * (groups != 1)}"
 
 
-def text(found: Comparison, width: int = 78, with_samples: bool = False) -> str:
+def text(found: Comparison, width: int, with_samples: bool) -> str:
     """The whole report, in plain characters."""
     return printable("\n".join(_lines(found, width, with_samples)))
 

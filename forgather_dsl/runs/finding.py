@@ -6,6 +6,8 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 
+from ..dsl import ConfigError
+from ..dsl.reading import read_json
 from ..errors import UserError
 from .run import is_run
 
@@ -13,6 +15,7 @@ __all__ = ["find_runs"]
 
 DEEPEST = 3  # folders between the one that is named and a run
 MOST_FOLDERS = 20_000  # looked at below one that is named
+SWEEP = "sweep.json"
 INSIDE = ("checkpoints", "source", "model", "control")  # folders of a run
 
 
@@ -46,10 +49,25 @@ def _runs_in(path: str) -> Iterator[str]:
         if seen > MOST_FOLDERS:
             raise UserError(f"{path} has more than {MOST_FOLDERS:,} folders; name one closer to the runs")
         below = os.path.relpath(folder, path).count(os.sep) + (folder != path)
+        dropped = _dropped(folder)
         runs = {name for name in names if is_run(os.path.join(folder, name))}
+        names[:] = [name for name in names if name not in dropped]
+        runs -= dropped
         yield from (os.path.join(folder, name) for name in sorted(runs))
         inner = [name for name in names if name not in runs and name not in INSIDE and not name.startswith(".")]
         names[:] = sorted(inner) if below < DEEPEST else []
+
+
+def _dropped(folder: str) -> set[str]:
+    """Runs of a sweep that its list no longer has: they lie there from an earlier call."""
+    path = os.path.join(folder, SWEEP)
+    if not os.path.lexists(path):
+        return set()
+    try:
+        members = read_json(path).get("members", [])
+        return {str(member["run"]) for member in members if member.get("dropped")}
+    except (ConfigError, AttributeError, KeyError, TypeError):
+        return set()  # a broken list says nothing about the runs
 
 
 def _why_none(place: str) -> str:

@@ -84,8 +84,8 @@ class Record:
 
     @property
     def start(self) -> dict[str, Any]:
-        """The first line of the last start: data, device, ranks."""
-        return self.starts[-1] if self.starts else {}
+        """What the first lines of its starts say, the last one first: data, device, ranks."""
+        return {key: value for start in self.starts for key, value in start.items()}
 
     def last(self, name: str) -> float | None:
         """The newest value of a record's field."""

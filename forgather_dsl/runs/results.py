@@ -45,6 +45,8 @@ _UNITS = {
     "eval_loss": ("held-out loss", "nats per token"),
     "eval_bits_per_byte": ("held-out bits per byte", "bits"),
     "eval_perplexity": ("held-out perplexity", ""),
+    "grad_norm": ("gradient norm", ""),
+    "lr": ("learning rate", ""),
 }
 
 
