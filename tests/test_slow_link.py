@@ -100,7 +100,6 @@ def test_why_it_is_skipped_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.missing() == "network namespaces are Linux's"
 
 
-@pytest.mark.skipif(network.missing() is not None, reason=str(network.missing()))
 @pytest.mark.slow
 def test_a_small_cell_is_measured() -> None:
     """Steps of a fifth of a second: FSDP is bound by its link, and ours is not; bytes are checked by the command itself."""
