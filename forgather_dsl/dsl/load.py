@@ -64,6 +64,10 @@ def load_file(file: str) -> ModuleType:
     root = project_root(path)
     if root not in sys.path:
         sys.path.insert(0, root)
+    if os.path.dirname(path) not in sys.path:
+        sys.path.append(
+            os.path.dirname(path)
+        )  # neighbours under their bare names too, after all that has another right to them
     importlib.invalidate_caches()  # the file may be younger than the last look at its folder
     name = _dotted_name(path, root) or "_experiment_" + re.sub(r"\W", "_", path)
     if name in sys.modules:

@@ -81,6 +81,14 @@ def test_one_class_whether_loaded_by_path_or_imported_from_a_sibling(project):
     assert loaded_from("trials.base") == str(project.folder / base)
 
 
+def test_a_neighbour_is_found_by_its_bare_name_below_a_project_root_too(project):
+    """As in a folder that `init` made inside of a clone, and beside a run directory of that name."""
+    project("trials/basics.py", BASE)
+    (project.folder / "basics").mkdir()
+    project("trials/mine.py", "from basics import Base\n\nclass Mine(Base):\n    seq_len = 3\n")
+    assert load("trials/mine.py:Mine")().seq_len == 3
+
+
 def test_one_class_also_for_files_at_the_root_and_without_a_project(project, tmp_path):
     base = project("flat_base.py", BASE)
     mine = load(project("flat_mine.py", "from flat_base import Base\nclass Mine(Base): ...\n"))
