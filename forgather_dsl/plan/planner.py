@@ -24,7 +24,7 @@ from .hardware import Hardware
 from .host_costs import HostSeconds, host_seconds
 from .layout import Layout, lay_out
 from .memory import State
-from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link, model_costs
+from .model_costs import link, model_costs
 from .profile import Profile, own_profile
 from .simulate import Simulation, simulate
 from .sizes import model_size
@@ -158,7 +158,7 @@ def _optimizer_seconds(experiment: Experiment, memory: Estimate, devices: Hardwa
         moved = 2 * (rank.weights + rank.gradients + rank.optimizer)
         matrices = sum(size.layers[index].matrices for _, layers in rank.stages for index in layers)
         products = 5 * iterations * size.dim * matrices
-        seconds.append(moved / (speed.bandwidth * BANDWIDTH_SUSTAINED) + products / (speed.flops * FLOPS_SUSTAINED))
+        seconds.append(moved / speed.copies + products / speed.products)
     return tuple(seconds)
 
 

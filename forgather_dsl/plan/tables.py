@@ -82,12 +82,12 @@ def assumed(data: dict[str, Any]) -> list[str]:
     """What the prediction rests on, as phrases."""
     a = data["assumptions"]
     told = [f"{text}" for text in dict.fromkeys(a["cards"])]
-    rates = dict.fromkeys(f"{t:.4g} TFLOP/s" for t in a["tflops"])
-    bandwidths = dict.fromkeys(f"{b:,.0f} GB/s" for b in a["bandwidth_gb_per_second"])
-    told.append(f"{' and '.join(rates)}, {a['flops_sustained']:.0%} of it sustained by matrix products")
-    told.append(f"memory {' and '.join(bandwidths)}, {a['bandwidth_sustained']:.0%} of it sustained")
+    told.append(_rates(a, "tflops", "products_tflops_measured", "TFLOP/s", "", "products"))
+    told.append(_rates(a, "bandwidth_gb_per_second", "copies_gb_per_second_measured", "GB/s", "memory ", "copies"))
     if len(data["ranks"]) > 1:
         told.append(f"link {a['link_gb_per_second']:.3g} GB/s each way, {a['latency_microseconds']:.3g} us")
+    if "gather_gb_per_second_measured" in a:
+        told.append(f"collectives over all ranks {a['gather_gb_per_second_measured']:.3g} GB/s each way, as measured")
     if "host_memory_gb_per_second" in a:
         rates = f"{a['card_to_host_gb_per_second']:.3g} GB/s each way", f"{a['host_memory_gb_per_second']:.3g} GB/s"
         told.append(f"between a card and the host {rates[0]}, of the host's memory {rates[1]} for all ranks")
@@ -96,6 +96,19 @@ def assumed(data: dict[str, Any]) -> list[str]:
     if data["left_out"]:
         told.append(f"not counted: {', '.join(data['left_out'])}")
     return told
+
+
+def _rates(a: dict[str, Any], peak: str, measured: str, unit: str, of: str, what: str) -> str:
+    """A peak and the share of it that counts, or what was measured in its place."""
+
+    def told(values: list[float]) -> str:
+        return " and ".join(dict.fromkeys(f"{value:,.4g} {unit}" for value in values))
+
+    if measured in a:
+        return f"{what} reach {told(a[measured])}, as measured"
+    if what == "products":
+        return f"{told(a[peak])}, {a['flops_sustained']:.0%} of it sustained by matrix products"
+    return f"{of}{told(a[peak])}, {a['bandwidth_sustained']:.0%} of it sustained"
 
 
 def exact_table(data: dict[str, Any]) -> Table:
