@@ -44,8 +44,10 @@ _PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".error
 
 __all__ = [
     "BF16",
+    "DDP",
     "FP8",
     "FP32",
+    "FSDP2",
     "GELUMLP",
     "HF",
     "MLP",

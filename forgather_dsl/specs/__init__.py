@@ -41,6 +41,8 @@ from .model import (
 )
 from .optimizers import SGD, Adafactor, AdamW, Lion, Muon, Optimizer
 from .parallel import (
+    DDP,
+    FSDP2,
     Auto,
     DualPipeV,
     GPipe,
@@ -78,8 +80,10 @@ from .update import AfterBackward, InBackward, OnHost, Update
 
 __all__ = [
     "BF16",
+    "DDP",
     "FP8",
     "FP32",
+    "FSDP2",
     "GELUMLP",
     "HF",
     "MLP",

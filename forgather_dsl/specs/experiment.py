@@ -12,7 +12,7 @@ from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
-from .parallel import Parallel, Pipeline, Single, described, placement
+from .parallel import DDP, FSDP2, Parallel, Pipeline, Single, described, placement
 from .recompute import FullRecompute, NoRecompute, Recompute, untileable
 from .training import (
     BF16,
@@ -243,8 +243,11 @@ def num_shards(experiment: Experiment) -> int:
 
 
 def num_replicas(experiment: Experiment) -> int:
-    """How many copies of the model share the batch."""
-    return experiment.parallel.replicas if isinstance(experiment.parallel, Pipeline) else 1
+    """Among how many ranks, or pipelines of ranks, the batch is divided."""
+    parallel = experiment.parallel
+    if isinstance(parallel, FSDP2):
+        return parallel.shards * parallel.replicas
+    return parallel.replicas if isinstance(parallel, (DDP, Pipeline)) else 1
 
 
 def world_size(experiment: Experiment) -> int:
