@@ -27,6 +27,9 @@ def plan_verb(
     profile: Annotated[
         str | None, typer.Option("--profile", metavar="FILE", help="measured seconds, in place of modelled ones")
     ] = None,
+    measured: Annotated[
+        str | None, typer.Option("--measured", metavar="FILE", help="speeds and links that doctor --links measured")
+    ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="draw the schedule")] = False,
     svg: Annotated[str | None, typer.Option("--svg", metavar="FILE", help="write it as a picture")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="write everything as a page")] = None,
@@ -41,6 +44,7 @@ def plan_verb(
 
     def work() -> None:
         from ..plan.contract import to_dict
+        from ..plan.measured import read_links
         from ..plan.planner import plan
         from ..plan.profile import measured_with, read_profile
         from ..plan.smoke import smoke as shrink
@@ -48,9 +52,13 @@ def plan_verb(
 
         experiment, told = find_experiment(target, set_ or []), []
         if smoke:
-            experiment, told = shrink(experiment)
-        found = plan(measured_with(experiment, profile), gpus, read_profile(profile))
-        found = replace(found, notes=(*(f"smoke: {line}" for line in told), *found.notes))
+            experiment, lines = shrink(experiment)
+            told = [f"smoke: {line}" for line in lines]
+        links = None if measured is None else read_links(measured)
+        cards = gpus if links is None else links.hardware(gpus or experiment.hardware, experiment)
+        found = plan(measured_with(experiment, profile), cards, read_profile(profile))
+        told += [] if links is None else [f"measured by {links.source}"]
+        found = replace(found, notes=(*told, *found.notes))
         data = to_dict(found, target)
         if exact:
             _measure(found, data)

@@ -58,7 +58,9 @@ class Device:
     kind: Literal["gpu", "named", "host"]
     flops: float | None = None  # per second, of matrix products, where it was said; None: by its name or memory
     bandwidth: float | None = None  # bytes per second, likewise
-    products: float | None = None  # flops that products of a layer's size reach, where measured; None: a share of the peak
+    products: float | None = (
+        None  # flops that products of a layer's size reach, where measured; None: a share of the peak
+    )
     copies: float | None = None  # bytes per second that copies read and write, likewise
     shared_by: int = 1  # ranks on this card; memory is one rank's share of it, speeds are the card's
 
