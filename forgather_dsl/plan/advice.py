@@ -234,7 +234,14 @@ def written(value: Any) -> str:
     if not isinstance(value, specs.Parallel | specs.Schedule | specs.Recompute):
         return f'"{value}"' if isinstance(value, str) else repr(value)
     plain = type(value)()
-    told = {"stages", *missing(plain)}  # whatever they are
+    sizes = (
+        {"shards"}
+        if isinstance(value, specs.FSDP2)
+        else {"stages"}
+        if isinstance(value, specs.Pipeline)
+        else {"replicas"}
+    )
+    told = {*sizes, *missing(plain)}  # whatever they are
     differing = [
         name for name in type(value).__fields__ if name in told or getattr(value, name) != getattr(plain, name)
     ]

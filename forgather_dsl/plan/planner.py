@@ -28,6 +28,7 @@ from .model_costs import link, model_costs
 from .profile import Profile, own_profile
 from .simulate import Simulation, simulate
 from .sizes import model_size
+from .traffic import Traffic, collectives
 
 __all__ = ["Plan", "Row", "Run", "plan", "predict"]
 
@@ -45,10 +46,11 @@ class Run:
     memory: Estimate
     simulation: Simulation
     optimizer_seconds: tuple[float, ...]  # per rank
-    sum_seconds: float  # until the gradients of replicas are added up
+    sum_seconds: float  # that ranks wait for what those that share the batch send
     arriving_seconds: float  # that a host takes for gradients beside the microbatches, of the slowest rank
     fits: bool
     times_known: bool
+    traffic: Traffic | None = None  # between ranks that share the batch, under DDP and FSDP2
 
     @property
     def bubble(self) -> float:
@@ -128,6 +130,9 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
     costs = model_costs(experiment, schedule.placement, layers, profile, found, layout.policies(experiment))
     devices = machines.for_ranks(found, world_size(experiment))
+    measured = None if profile is None else Profile.of(profile, experiment)
+    traffic = collectives(experiment, costs, devices, measured)
+    waited = _sum_seconds(experiment, memory, found) if traffic is None else traffic.seconds - traffic.hidden
     known = bool(experiment.model.num_layers) and not any("layers of" in text for text in memory.left_out)
     return Run(
         experiment=experiment,
@@ -137,10 +142,11 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
         memory=memory,
         simulation=simulate(schedule, costs),
         optimizer_seconds=_optimizer_seconds(experiment, memory, devices),
-        sum_seconds=_sum_seconds(experiment, memory, found),
+        sum_seconds=waited,
         arriving_seconds=max(host.arriving for host in _on_host(experiment, memory, devices)),
         fits=site.fits(memory),
         times_known=known or profile is not None,
+        traffic=traffic,
     )
 
 
