@@ -58,6 +58,7 @@ __all__ = [
     "AfterBackward",
     "Attention",
     "Auto",
+    "AutoParallel",
     "AutoRecompute",
     "BF16Mixed",
     "Bytes",

@@ -107,6 +107,11 @@ def _print(found: Plan, data: dict[str, Any], draw: bool) -> None:
     if data["comparison"]:
         print()
         print_table(*tables.comparison_table(data))
+    if data["strategies"]:
+        print()
+        print_table(*tables.strategies_table(data))
+        for text in tables.break_even(data):
+            say(text)
     if not data["fits"]:
         print()
         _print_advice(data)

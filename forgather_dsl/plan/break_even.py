@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..specs.experiment import num_replicas
-from .planner import Run
+from .prediction import Run
 
 __all__ = ["BreakEven", "bounds", "break_even", "compute_seconds", "even_factor", "tokens_per_pass"]
 

@@ -11,7 +11,9 @@ from .hardware import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, GIB
 from .host_costs import CARD_TO_HOST, HOST_RATE
 from .memory import State
 from .model_costs import gather, link
-from .planner import Plan, Row, Run
+from .planner import Plan, Row
+from .prediction import Run
+from .verdicts import break_even_of, strategies_of
 
 __all__ = ["to_dict"]
 
@@ -37,6 +39,8 @@ def to_dict(found: Plan, target: str | None = None) -> dict[str, Any]:
         "assumptions": _assumptions(found),
         "ranks": [_rank(run, rank) for rank in range(len(run.memory.ranks))],
         "comparison": [_row(row) for row in found.comparison],
+        "strategies": strategies_of(found.strategies),
+        "break_even": break_even_of(found.strategies),
         "advice": list(found.options[0].lines) if found.options else [],
         "alternatives": [list(option.lines) for option in found.options[1:]],
         "notes": list(found.notes),

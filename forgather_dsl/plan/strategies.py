@@ -16,16 +16,17 @@ from typing import Any
 
 from ..dsl import ConfigError, problems, replace
 from ..specs import DDP, FSDP2, Experiment, OneFOneB, Parallel, Pipeline, Schedule, ScheduleFile, Single
-from ..specs.experiment import num_replicas, world_size
+from ..specs.experiment import num_replicas
 from ..specs.parallel import Searched
 from .advice import written
 from .changes import schedules
 from .hardware import Hardware
-from .planner import Run, predict
+from .prediction import Run, predict
 
-__all__ = ["Strategy", "best", "compared", "families"]
+__all__ = ["SEARCHED", "Sizes", "Strategy", "best", "compared", "larger", "over"]
 
 FASTER = 0.02  # by which another microbatch_size has to be, to be a row of its own
+PIPELINE, SEARCHED, BOTH = "Pipeline", "Pipeline, searched", "Pipeline x replicas"  # families
 QUICKEST = 3  # schedules that are tried with replicas too
 _CONCERNED = (
     "parallel",
@@ -70,51 +71,53 @@ class Strategy:
         return (parallel,) if self.keeps_microbatch else (parallel, size)
 
 
-def families(ranks: int, named: Sequence[Schedule[Any]]) -> Iterator[tuple[str, list[Parallel]]]:
-    """The members of each family on so many ranks. Pipelines with replicas under the `named` schedules alone; searched
-    schedules, which take time, are a family of their own.
-    """
-    parts = [n for n in range(2, ranks) if ranks % n == 0]
-    yield "DDP", [DDP(replicas=ranks)]
-    sharded: list[Parallel] = [FSDP2(shards=ranks), FSDP2(shards=ranks, reshard_after_forward=False)]
-    yield "FSDP2", sharded + [FSDP2(shards=n, replicas=ranks // n) for n in parts]
-    drawn = [schedule for schedule in schedules() if not isinstance(schedule, Searched)]
-    yield "Pipeline", [Pipeline(stages=ranks, schedule=schedule) for schedule in drawn]
-    searched = [schedule for schedule in schedules() if isinstance(schedule, Searched)]
-    yield "Pipeline, searched", [Pipeline(stages=ranks, schedule=schedule) for schedule in searched]
-    both = [Pipeline(stages=n, schedule=schedule, replicas=ranks // n) for n in parts for schedule in named]
-    yield from [("Pipeline x replicas", both)] if both else []
-    yield "Single", [Single()]
-
-
 def compared(
-    own: Run,
+    experiment: Experiment,
+    ranks: int,
     found: Hardware,
     profile: Mapping[str, Any] | None = None,
     known: Iterable[Run] = (),
     sizes: Sizes | None = None,
 ) -> list[Strategy]:
-    """The rows, the experiment's own among them; none on one rank. `known` are runs that were planned already; `sizes` tries a
+    """The rows on so many ranks; none on one. `known` are runs of this experiment that were planned already; `sizes` tries a
     strategy with one microbatch size or several.
     """
-    experiment, ranks = own.experiment, world_size(own.experiment)
     if ranks == 1:
         return []
-    have = {repr(run.experiment.parallel): run for run in (own, *known)}
-    rows: list[Strategy] = []
-    quick = _quickest(have.values())
-    for family, members in families(ranks, quick):
-        tried: list[Strategy] = []
+    have = {repr(run.experiment.parallel): run for run in known}
+
+    def tried(family: str, members: Iterable[Parallel]) -> list[Strategy]:
+        others = [run for run in have.values() if _family(run.experiment.parallel) == family]
+        out = [Strategy(family, run.experiment, run) for run in others if run.experiment.parallel not in members]
         for member in members:
             row = partial(_row, family, experiment, member, found, profile, have)
-            tried += (sizes or larger)(experiment, member, row)
-        known_too = [run for run in have.values() if _family(run.experiment.parallel) == family]
-        tried += [Strategy(family, run.experiment, run) for run in known_too if run.experiment.parallel not in members]
-        rows += _best_of(tried)
-    if not any(row.experiment.parallel == experiment.parallel and row.keeps_microbatch for row in rows):
-        rows.append(Strategy(_family(experiment.parallel), experiment, own))
-    rows = [replaced(row, own=row.experiment.parallel == experiment.parallel and row.keeps_microbatch) for row in rows]
+            out += (sizes or larger)(experiment, member, row)
+        return out
+
+    every = [tried(family, members) for family, members in _families(ranks)]
+    runs = [row.run for rows in every for row in rows if row.run is not None and row.keeps_microbatch]
+    parts = [n for n in range(2, ranks) if ranks % n == 0]
+    both = [Pipeline(stages=n, schedule=made, replicas=ranks // n) for n in parts for made in _quickest(runs)]
+    every.append(tried(BOTH, both) if both else [])
+    rows = [row for some in every for row in _best_of(some)]
+    mine = have.get(repr(experiment.parallel))
+    if mine is not None and not any(row.run is mine for row in rows):
+        rows.append(Strategy(_family(experiment.parallel), experiment, mine))
+    rows = [replaced(row, own=mine is not None and row.run is mine) for row in rows]
     return sorted(rows, key=lambda row: (not row.fits, row.run is None, row.seconds))
+
+
+def _families(ranks: int) -> Iterator[tuple[str, list[Parallel]]]:
+    """The members of each family on so many ranks; searched schedules, which take time, are a family of their own."""
+    parts = [n for n in range(2, ranks) if ranks % n == 0]
+    yield "DDP", [DDP(replicas=ranks)]
+    sharded: list[Parallel] = [FSDP2(shards=ranks), FSDP2(shards=ranks, reshard_after_forward=False)]
+    yield "FSDP2", sharded + [FSDP2(shards=n, replicas=ranks // n) for n in parts]
+    drawn = [schedule for schedule in schedules() if not isinstance(schedule, Searched)]
+    yield PIPELINE, [Pipeline(stages=ranks, schedule=schedule) for schedule in drawn]
+    searched = [schedule for schedule in schedules() if isinstance(schedule, Searched)]
+    yield SEARCHED, [Pipeline(stages=ranks, schedule=schedule) for schedule in searched]
+    yield "Single", [Single()]
 
 
 def best(rows: Iterable[Strategy], keeping: bool = False) -> Strategy | None:
@@ -125,16 +128,23 @@ def best(rows: Iterable[Strategy], keeping: bool = False) -> Strategy | None:
 
 def larger(experiment: Experiment, parallel: Parallel, row: Callable[[int], Strategy]) -> list[Strategy]:
     """The own microbatch size; and, without a pipeline to fill, the largest of twice that and so on that fits."""
-    own = experiment.microbatch_size
+    with_it = replace(experiment, parallel=parallel)
+    own, share = with_it.microbatch_size, experiment.batch_size // num_replicas(with_it)
     tried = [row(own)]
     if isinstance(parallel, (DDP, FSDP2)):
-        share = experiment.batch_size // num_replicas(replace(experiment, parallel=parallel))
         for size in (own * 2**power for power in range((share // own).bit_length() - 1, 0, -1)):
             if share % size == 0:
                 tried.append(row(size))
                 if tried[-1].fits:
                     break
     return tried
+
+
+def over(row: Strategy) -> float:
+    """The fullest rank's memory over what its device has."""
+    assert row.run is not None
+    pairs = zip(row.run.memory.ranks, row.run.hardware.devices)
+    return max(memory.total / device.memory_bytes for memory, device in pairs)
 
 
 def _quickest(runs: Iterable[Run]) -> list[Schedule[Any]]:
@@ -144,7 +154,8 @@ def _quickest(runs: Iterable[Run]) -> list[Schedule[Any]]:
         parallel = run.experiment.parallel
         if isinstance(parallel, Pipeline) and not isinstance(parallel.schedule, Searched | ScheduleFile):
             found.append(parallel.schedule)
-    return [*found[:QUICKEST], *[OneFOneB()] * (OneFOneB() not in found[:QUICKEST])]
+    few = [schedule for index, schedule in enumerate(found) if schedule not in found[:index]][:QUICKEST]
+    return [*few, *[OneFOneB()] * (OneFOneB() not in few)]
 
 
 def _row(
@@ -156,11 +167,12 @@ def _row(
     have: Mapping[str, Run],
     size: int,
 ) -> Strategy:
-    keeps = size == experiment.microbatch_size
+    candidate = replace(experiment, parallel=parallel)
+    keeps = size == candidate.microbatch_size
     if keeps and repr(parallel) in have:
         run = have[repr(parallel)]
         return Strategy(family, run.experiment, run)
-    candidate = replace(experiment, parallel=parallel, microbatch_size=size)
+    candidate = candidate if keeps else replace(candidate, microbatch_size=size)
     if refused := _refused(candidate):
         return Strategy(family, candidate, None, refused, keeps)
     if profile is not None and not keeps:
@@ -187,23 +199,16 @@ def _best_of(tried: Sequence[Strategy]) -> list[Strategy]:
         return list(tried[:1])
     fitting = sorted((row for row in possible if row.fits), key=lambda row: row.seconds)
     if not fitting:
-        return [min(possible, key=_over)]
+        return [min(possible, key=over)]
     plain = next((row for row in fitting if row.keeps_microbatch), None)
     if plain is None or fitting[0].seconds >= plain.seconds * (1 - FASTER):
         return [plain or fitting[0]]
     return [fitting[0], plain]
 
 
-def _over(row: Strategy) -> float:
-    """The fullest rank's memory over what its device has."""
-    assert row.run is not None
-    pairs = zip(row.run.memory.ranks, row.run.hardware.devices)
-    return max(memory.total / device.memory_bytes for memory, device in pairs)
-
-
 def _family(parallel: Parallel) -> str:
     if not isinstance(parallel, Pipeline):
         return type(parallel).__name__
     if parallel.replicas > 1:
-        return "Pipeline x replicas"
-    return f"Pipeline{', searched' if isinstance(parallel.schedule, Searched) else ''}"
+        return BOTH
+    return SEARCHED if isinstance(parallel.schedule, Searched) else PIPELINE

@@ -23,7 +23,8 @@ from ..errors import UserError
 from ..plan import layout as layouts
 from ..plan.contract import to_dict as plan_to_dict
 from ..plan.hardware import Hardware, gpus, host_memory
-from ..plan.planner import Plan, predict
+from ..plan.planner import Plan
+from ..plan.prediction import predict
 from ..plan.profile import Profile, own_profile
 from ..specs import Experiment
 
