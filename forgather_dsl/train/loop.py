@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..errors import Interrupted
 from ..parallel.progress import PROGRESS
-from ..parallel.replicas import sum_gradients
 from ..specs import Pipeline
 from .agreement import Agreed
 from .batches import tensors
@@ -54,8 +53,9 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     tokens, targets, documents = tensors(batch)
     with doing(f"in training step {session.step + 1}"):
         session.update.begin()
+        session.reducer.begin()
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
-        sum_gradients(session.parameters, session.mesh)
+        session.reducer.finish()
     agreed = session.ranks.agree(session.update.squares(), session.said(loss, *request.poll()))
     PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory

@@ -11,8 +11,8 @@ import torch
 from .. import __version__
 from ..dsl import build
 from ..parallel.progress import PROGRESS
-from ..specs import ChatSource
-from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks
+from ..specs import FSDP2, ChatSource, Pipeline
+from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks, world_size
 from .agreement import Agreed
 from .checkpoint import Saved
 from .evaluate import Evaluation
@@ -151,11 +151,7 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         if world.device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads"
     )
-    pipelined, replicas, m = pipeline_ranks(e), num_replicas(e), num_microbatches(e)
-    ranks, stages = pipelined * replicas, session.pipeline.schedule.num_stages
-    plan = f"{stages} stages" + (f" on {pipelined} ranks" if stages != pipelined else "")
-    plan = f"{plan}, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
-    plan = f"{replicas} replicas of {plan}" if replicas > 1 else plan
+    plan, m, ranks, replicas = _strategy(e, session), num_microbatches(e), world_size(e), num_replicas(e)
     held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
     stops = [
         f"{e.steps:,} steps" if e.steps else "",
@@ -176,6 +172,20 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         lines.append(f"resume  step {session.step}, {resumed.path}")
     lines += [f"change  {text}" for text in changes]
     return "\n".join(lines)
+
+
+def _strategy(experiment: Any, session: Session) -> str:
+    """How a step is spread over ranks."""
+    parallel, copies = experiment.parallel, num_replicas(experiment)
+    if isinstance(parallel, FSDP2):
+        sets = f"{parallel.replicas} sets of " if parallel.replicas > 1 else ""
+        return f"{sets}{parallel.shards} shards" + (" on the host" if parallel.offload else "")
+    if not isinstance(parallel, Pipeline):
+        return f"{copies} replicas" if copies > 1 else "1 process"
+    ranks, stages = pipeline_ranks(experiment), session.pipeline.schedule.num_stages
+    plan = f"{stages} stages" + (f" on {ranks} ranks" if stages != ranks else "")
+    plan = f"{plan}, {type(parallel.schedule).__name__}" if ranks * copies > 1 else "1 process"
+    return f"{copies} replicas of {plan}" if copies > 1 else plan
 
 
 def next_commands(path: str, experiment: Any) -> str:
