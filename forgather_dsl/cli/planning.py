@@ -43,6 +43,7 @@ def plan_verb(
     """Predict memory, time and bubble per rank, compare schedules, and say what to change where it does not fit."""
 
     def work() -> None:
+        from ..plan.choosing import chosen
         from ..plan.contract import to_dict
         from ..plan.measured import read_links
         from ..plan.planner import plan
@@ -52,7 +53,7 @@ def plan_verb(
 
         experiment, told = find_experiment(target, set_ or []), []
         if smoke:
-            experiment, lines = shrink(experiment)
+            experiment, lines = shrink(chosen(experiment))
             told = [f"smoke: {line}" for line in lines]
         links = None if measured is None else read_links(measured)
         cards = gpus if links is None else links.hardware(gpus or experiment.hardware, experiment)

@@ -21,7 +21,7 @@ from .hardware import Hardware
 from .prediction import predict
 from .strategies import SEARCHED, Strategy, best, compared, over
 
-__all__ = ["Choice", "choose", "chosen"]
+__all__ = ["Choice", "choose", "chosen", "ranks_of"]
 
 NEAR = 1.15  # a pipeline this close to the fastest is planned with its whole schedule searched too
 MOST_MICROBATCHES = 64  # in a step of a replica, when microbatch sizes are tried
@@ -40,6 +40,11 @@ class Choice:
 def chosen(experiment: Experiment, ranks: int | None = None) -> Experiment:
     """The experiment with its strategy chosen; itself where its class says which."""
     return choose(experiment, ranks=ranks).experiment if isinstance(experiment.parallel, AutoParallel) else experiment
+
+
+def ranks_of(experiment: Experiment, started: int | None = None) -> int:
+    """How many ranks a choice is for: as many as were started, else one for each card of the hardware, else one."""
+    return started or max(1, len(machines.parse(experiment.hardware).devices))
 
 
 def choose(

@@ -87,8 +87,11 @@ def for_ranks(found: Hardware, ranks: int) -> Hardware:
     if not devices:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory, flops = found.host_memory_bytes // ranks, CORE_FLOPS * cores / ranks
-        measured = (rate and rate / ranks for rate in (found.products, found.copies))
-        share = Device("this host", memory, "host", flops, HOST_BANDWIDTH / ranks, *measured)
+        share = Device("this host", memory, "host", flops, HOST_BANDWIDTH / ranks)
+        if found.products:
+            share = replace(share, products=found.products / ranks)
+        if found.copies:
+            share = replace(share, copies=found.copies / ranks)
         return replace(found, devices=(share,) * ranks)
     sharing = [len(range(card, ranks, len(devices))) for card in range(len(devices))]
     shares = [

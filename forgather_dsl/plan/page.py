@@ -8,8 +8,17 @@ from typing import Any
 
 from .picture import STYLE, svg
 from .planner import Plan
-from .tables import Table, assumed, break_even, comparison_table, headline, ranks_table, speed
-from .tables import strategies_table, verdict
+from .tables import (
+    Table,
+    assumed,
+    break_even,
+    comparison_table,
+    headline,
+    ranks_table,
+    speed,
+    strategies_table,
+    verdict,
+)
 
 __all__ = ["html"]
 

@@ -73,31 +73,31 @@ def collectives(
     if world_size(experiment) == 1:
         return Traffic(0.0, 0.0)
     state, size = State(experiment, device.kind != "host"), model_size(experiment.model, experiment.seq_len)
-    overlaps = device.kind != "host" and device.shared_by == 1  # else over gloo, whose collectives are waited for
     rate, latency = gather(found, measured), link(found, measured)[0]
     if isinstance(parallel, DDP):
         ring = _Ring(parallel.replicas, rate, latency)
-        return _added_up(ring, size, state, costs, overlaps)
+        return _added_up(ring, size, state, costs)
     across = _Ring(parallel.replicas, rate, latency)
     units = _units(_Ring(parallel.shards, rate, latency), across, size, state)
-    return _sharded(experiment, parallel, units, costs, overlaps)
+    return _sharded(experiment, parallel, units, costs, device.kind != "host")
 
 
-def _added_up(ring: _Ring, size: ModelSize, state: State, costs: Costs, overlaps: bool) -> Traffic:
+def _added_up(ring: _Ring, size: ModelSize, state: State, costs: Costs) -> Traffic:
     """DDP: every gradient once a step, while the backward of the last microbatch runs."""
     gradients = float(state.gradient_bytes * size.parameters)
     seconds = ring.seconds(gradients, passes=2)
     window = costs.seconds("B", 0)
-    return Traffic(2 * ring.sent(gradients), seconds, min(seconds, window) if overlaps else 0.0, window)
+    return Traffic(2 * ring.sent(gradients), seconds, min(seconds, window), window)
 
 
 def _units(ring: _Ring, across: _Ring, size: ModelSize, state: State) -> list[_Unit]:
-    """The root (embedding, final norm, head), then the layers."""
+    """What is gathered once a microbatch, in the format of weights (embedding, final norm, head); then the layers."""
     head = 0 if size.tied else size.head.parameters
     root = size.embedding.parameters + size.final_norm.parameters + head
     found = []
-    for parameters in (root, *(layer.parameters for layer in size.layers)):
-        weights, gradients = float(state.number_bytes * parameters), float(state.gradient_bytes * parameters)
+    parts = [(root, state.weight_bytes), *((layer.parameters, state.number_bytes) for layer in size.layers)]
+    for parameters, each in parts:
+        weights, gradients = float(each * parameters), float(state.gradient_bytes * parameters)
         own = gradients / ring.ranks  # of which replicas add up theirs
         again = across.seconds(own, passes=2) if across.ranks > 1 else 0.0
         sent = ring.sent(gradients) + 2 * across.sent(own)
@@ -105,8 +105,10 @@ def _units(ring: _Ring, across: _Ring, size: ModelSize, state: State) -> list[_U
     return found
 
 
-def _sharded(experiment: Experiment, parallel: FSDP2, units: list[_Unit], costs: Costs, overlaps: bool) -> Traffic:
-    """FSDP2: the next layer is gathered while one runs, and the one before it in the backward; gradients leave behind it."""
+def _sharded(experiment: Experiment, parallel: FSDP2, units: list[_Unit], costs: Costs, streams: bool) -> Traffic:
+    """FSDP2: the next layer is gathered while one runs, and the one before it in the backward; gradients leave behind it where
+    there are streams, and are waited for on a host (parallel/shard_messages.py).
+    """
     (root, *layers), count = units, num_microbatches(experiment)
     again = int(parallel.reshard_after_forward)
     sent = sum((1 + again) * unit.gather_bytes + unit.scatter_bytes for unit in layers)
@@ -119,10 +121,10 @@ def _sharded(experiment: Experiment, parallel: FSDP2, units: list[_Unit], costs:
     scatters = [*(unit.scatter for unit in layers), 0.0]
     for index in reversed(range(len(layers))):
         before = again * gathers[index - 1] if index else 0.0
-        took += max(backward, before + scatters[index + 1])
+        took += max(backward, before + streams * scatters[index + 1]) + (not streams) * scatters[index + 1]
     took += scatters[0] + root.scatter
     compute = costs.seconds("F", 0) + costs.seconds("B", 0)
-    hidden = max(0.0, compute + seconds - took) if overlaps else 0.0
+    hidden = max(0.0, compute + seconds - took)
     total = sent + root.gather_bytes + root.scatter_bytes
     return Traffic(count * total, count * seconds, count * hidden, count * compute)
 

@@ -86,8 +86,14 @@ def require_checkpoint(resume: str) -> None:
     )
 
 
-def write(experiment: Experiment, path: str, target: str | None, command: list[str] | None) -> None:
-    """Create the directory, or bring its description up to date before a resume."""
+def write(
+    experiment: Experiment,
+    path: str,
+    target: str | None,
+    command: list[str] | None,
+    planned: dict[str, Any] | None = None,
+) -> None:
+    """Create the directory, or bring its description up to date before a resume; `planned` goes into plan.json too."""
     config = json.dumps(to_dict(experiment), indent=1) + "\n"
     try:
         os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
@@ -97,7 +103,7 @@ def write(experiment: Experiment, path: str, target: str | None, command: list[s
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
     _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")
-    _replace(os.path.join(path, "plan.json"), json.dumps(plan(experiment), indent=1) + "\n")
+    _replace(os.path.join(path, "plan.json"), json.dumps({**plan(experiment), **(planned or {})}, indent=1) + "\n")
     for file in sources(experiment):
         os.makedirs(os.path.join(path, "source"), exist_ok=True)
         shutil.copy(file, os.path.join(path, "source", os.path.basename(file)))
