@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -91,9 +92,15 @@ def write(
     path: str,
     target: str | None,
     command: list[str] | None,
-    planned: dict[str, Any] | None = None,
+    beside: Mapping[str, object] | None = None,
+    planned: Mapping[str, object] | None = None,
 ) -> None:
-    """Create the directory, or bring its description up to date before a resume; `planned` goes into plan.json too."""
+    """Create the directory, or bring its description up to date before a resume.
+
+    Args:
+        beside: what a member of a sweep shares the machine with: its times are not those of a run alone.
+        planned: what plan.json holds besides.
+    """
     config = json.dumps(to_dict(experiment), indent=1) + "\n"
     try:
         os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
@@ -102,6 +109,7 @@ def write(
     _replace(os.path.join(path, "config.json"), config)
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
+    described |= {} if beside is None else {"sweep": dict(beside)}
     _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")
     _replace(os.path.join(path, "plan.json"), json.dumps({**plan(experiment), **(planned or {})}, indent=1) + "\n")
     for file in sources(experiment):
