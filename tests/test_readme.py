@@ -38,7 +38,7 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
         expected = re.search(r"# exits (\d+)", text)
         wanted = "" if text.endswith("--out local") else "1"  # a model for the run whose model the reader looks at
         settings = env | {"FORGATHER_NO_MODEL": wanted}
-        done = subprocess.run(text, shell=True, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(text, shell=True, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=900)
         assert done.returncode == int(expected[1] if expected else 0), f"$ {text}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         ran += 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from ..dsl import Lazy, derived, replace
 from .data import ChatSource, Source, Stdlib, Tokenizer, TrainedBPE
+from .eval_sets import refused_sets
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
@@ -75,6 +78,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     seed: int = attrs.field(default=0, validator=at_least(0))
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face folder whose weights the first start takes
     data: Source = Stdlib()
+    eval_sets: Mapping[str, Source] = MappingProxyType({})  # more held-out text, by name, evaluated beside `eval_data`
     isolate_documents: bool = derived(_packed)  # attention does not cross document boundaries
     optimizer: Optimizer = AdamW()
     lr_schedule: LRSchedule = WarmupCosine()
@@ -109,6 +113,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
 
     def __check__(self) -> Any:
         yield from self.__check_batch__()
+        yield from refused_sets(self.eval_sets, self.data)
         if all(stop is None for stop in (self.steps, self.tokens, self.epochs, self.seconds)):
             yield "steps", "nothing ends this run; write steps = 1000, tokens = ..., epochs = ... or seconds = ..."
         if self.model.vocab_size < self.tokenizer.vocab_size:

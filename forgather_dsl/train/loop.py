@@ -101,7 +101,7 @@ def at_intervals(session: Session, report: Reporter) -> None:
     """What is due after this step, the last one apart."""
     e = session.experiment
     session.lost.tell()
-    if e.eval_every and session.step % e.eval_every == 0 and session.held_out is not None:
+    if e.eval_every and session.step % e.eval_every == 0 and session.held_out:
         _evaluate(session, report)
     if e.sample_every and session.step % e.sample_every == 0 and e.sampling is not None:
         _sample(session, report)
@@ -122,7 +122,7 @@ def stop_or_save(session: Session, request: StopRequest, stop: bool, save: bool)
 def finish(session: Session, report: Reporter) -> None:
     """The end of a run: evaluation, a sample, the last checkpoint."""
     session.lost.tell()
-    if session.held_out is not None:
+    if session.held_out:
         _evaluate(session, report)
     if session.experiment.sampling is not None:
         _sample(session, report)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..data.chat_tokens import ChatFile
+from ..data.tokens import TokenFile
 from ..dsl import build
 from ..parallel.progress import PROGRESS
 from ..specs import FSDP2, ChatSource, Pipeline
@@ -45,6 +47,7 @@ class Reporter:
                 "data_fingerprint": prepared.train.fingerprint,
                 "eval_fingerprint": prepared.held_out.fingerprint if prepared.held_out else None,
                 "gzip_bits_per_byte": prepared.held_out.gzip_bits_per_byte if prepared.held_out else None,
+                "eval_sets": {name: described_set(found) for name, found in prepared.eval_sets.items()},
                 "num_parameters": self.num_parameters,
                 "steps": e.steps,
                 "progress": 0.0 if e.steps is None else self.session.step / e.steps,
@@ -99,9 +102,10 @@ class Reporter:
         e = self.session.experiment
         return rate * per_token(self.num_parameters, e.model, e.seq_len) / (best * world.size)
 
-    def evaluation(self, result: Evaluation) -> None:
-        """A record of the held-out text."""
-        self._log({"step": self.session.step, "eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte})
+    def evaluation(self, results: dict[str, Evaluation]) -> None:
+        """A record of the held-out text, all sets in one."""
+        values = [result.record(name) for name, result in results.items()]
+        self._log({"step": self.session.step, **{key: value for record in values for key, value in record.items()}})
         self._since = time.monotonic()  # throughput is training's
 
     def sample(self, text: str) -> None:
@@ -132,6 +136,11 @@ class Reporter:
             print(next_commands(self.session.path, self.session.experiment), flush=True)
 
 
+def described_set(tokens: TokenFile | ChatFile) -> dict[str, Any]:
+    """A set of held-out text, for the record: two numbers compare where the fingerprints are the same."""
+    return {"fingerprint": tokens.fingerprint, "tokens": tokens.num_tokens, "bytes": tokens.num_bytes}
+
+
 def _facts(jump: Jump) -> dict[str, Any]:
     return {
         "since": jump.since,
@@ -153,6 +162,7 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
     )
     plan, m, ranks, replicas = _strategy(e, session), num_microbatches(e), world_size(e), num_replicas(e)
     held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
+    held_out += "".join(f", {name} {_si(found.num_bytes)}B" for name, found in prepared.eval_sets.items())
     stops = [
         f"{e.steps:,} steps" if e.steps else "",
         f"{_si(e.tokens)} tokens" if e.tokens else "",

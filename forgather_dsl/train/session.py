@@ -64,7 +64,8 @@ class Session:
         self.lr_schedule = build(experiment.lr_schedule)
         self.loss_fn = make_loss(experiment, world.device)
         self.loader = self._loader(prepared.train, shuffle=True)
-        self.held_out = self._loader(prepared.held_out, shuffle=False) if prepared.held_out else None
+        sets = {"": prepared.held_out, **prepared.eval_sets}
+        self.held_out = {name: self._loader(found, shuffle=False) for name, found in sets.items() if found is not None}
         self.step = 0  # optimizer steps done
         self.tokens = 0  # trained on
         self.seconds = 0.0  # of training, over all starts

@@ -58,7 +58,7 @@ from forgather_dsl.train import checkpoint, directory  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
 
-SECONDS = 400
+SECONDS = 900
 STEPS, LEG = 6, 2  # of a run, of each leg but the last
 
 

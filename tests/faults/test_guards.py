@@ -45,7 +45,7 @@ FIRST = {  # what a skipped step says, by case
 }
 
 
-def run(folder: Path, *options: str, seconds: int = 300) -> dict[str, Any]:
+def run(folder: Path, *options: str, seconds: int = 900) -> dict[str, Any]:
     """What every rank of every case did, from one run of the script."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "guard_ranks.py"), str(folder), *options]

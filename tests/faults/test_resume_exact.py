@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def run(folder: Path, *options: str, seconds: int = 300) -> dict[str, Any]:
+def run(folder: Path, *options: str, seconds: int = 900) -> dict[str, Any]:
     """What differs by case, and how often runs went on elsewhere, from one run of the script."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "resume_ranks.py"), str(folder), *options]

@@ -108,7 +108,7 @@ def test_what_is_claimed_is_tried(tmp_path: Path) -> None:
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-c", IN_ONE_PROCESS, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["old"][0].startswith("logits bit for bit")
