@@ -49,7 +49,7 @@ def train(pipeline, world, replicas=1, mesh=None):
     parameters = dict(pipeline.named_parameters())
     agreement = Ranks(world, list(parameters), None if mesh is None or mesh.replica == 0 else ())
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.01, eps=1e-4)
-    reducer = make_reducer(pipeline, mesh, bucket_bytes=2000) if mesh else None
+    reducer = make_reducer(pipeline, mesh, pipeline.summed_later(), bucket_bytes=2000) if mesh else None
     first, numbers = {}, []
     for step in range(STEPS):
         losses, gradients = [], []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -197,7 +198,7 @@ def moves(folder, model, names):
     """A checkpoint that goes from strategy to strategy keeps every bit of weights and optimizer states."""
     first = path = newest(trained(folder, model, names[0]))
     expected, wrong = tensors(first), []
-    for before, after in zip(names, names[1:]):
+    for before, after in pairwise(names):
         path = moved(folder, model, path, after)
         found = tensors(path)
         if found.keys() != expected.keys() or any(not torch.equal(found[k], expected[k]) for k in expected):
