@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..dsl import ConfigError, replace
-from ..specs import AutoParallel, Experiment, Pipeline
+from ..specs import DDP, FSDP2, AutoParallel, Experiment, Pipeline
 from ..specs.experiment import world_size
 from ..specs.parallel import Searched
 from . import hardware as machines
@@ -107,6 +107,15 @@ def _options(wanted: Experiment, planned: Experiment, found: Hardware, text: str
 
 
 def _on_all(experiment: Experiment, cards: int, text: str) -> Experiment:
+    if isinstance(experiment.parallel, (DDP, FSDP2)):
+        if experiment.batch_size % cards:
+            raise ConfigError(
+                f"{text!r} names {cards} cards, among which a batch_size of {experiment.batch_size} does not divide; name as "
+                f"many as divide it, or write batch_size = {-(-experiment.batch_size // cards) * cards}"
+            )
+        changed = for_cards(experiment, cards)
+        share = changed.batch_size // cards
+        return changed if share % changed.microbatch_size == 0 else replace(changed, microbatch_size=1)
     if cards > experiment.model.num_layers:
         raise ConfigError(
             f"{text!r} names {cards} cards, the model has {experiment.model.num_layers} layers, and every rank of a "

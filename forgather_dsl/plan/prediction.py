@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..specs import Experiment, Muon
+from ..specs import Experiment, Muon, Pipeline
 from ..specs.experiment import num_replicas, world_size
 from . import hardware as machines
 from .costs import Costs
@@ -105,7 +105,9 @@ def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] 
     devices = machines.for_ranks(found, world_size(experiment))
     measured = None if profile is None else Profile.of(profile, experiment)
     traffic = collectives(experiment, costs, devices, measured)
-    waited = _sum_seconds(experiment, memory, found) if traffic is None else traffic.seconds - traffic.hidden
+    waited = _sum_seconds(experiment, memory, costs, layout, found)
+    if traffic is not None:
+        waited = traffic.seconds - traffic.hidden
     known = bool(experiment.model.num_layers) and not any("layers of" in text for text in memory.left_out)
     return Run(
         experiment=experiment,
@@ -147,8 +149,17 @@ def _on_host(experiment: Experiment, memory: Estimate, devices: Hardware) -> lis
     return [host_seconds(experiment, size, rank.stages, state, len(memory.ranks)) for rank in memory.ranks]
 
 
-def _sum_seconds(experiment: Experiment, memory: Estimate, found: Hardware) -> float:
-    """A ring sends each gradient 2 (n - 1) / n times over each link, and all ranks of a replica send at the same time."""
-    replicas = num_replicas(experiment)
-    largest = max(rank.gradients for rank in memory.ranks)
-    return 2 * (replicas - 1) / replicas * largest / gather(found)
+def _sum_seconds(experiment: Experiment, memory: Estimate, costs: Costs, layout: Layout, found: Hardware) -> float:
+    """That replicas of a pipeline wait for one another. A ring sends each gradient 2 (n - 1) / n times over each link, while the
+    last backward of a rank runs; shared states send gradients once and weights once, and nothing else runs meanwhile.
+    """
+    replicas, rate, waits = num_replicas(experiment), gather(found), [0.0]
+    share, parallel = (replicas - 1) / replicas, experiment.parallel
+    for place in range(layout.schedule.num_ranks if replicas > 1 else 0):
+        held = memory.ranks[place]
+        if isinstance(parallel, Pipeline) and parallel.shard_replicas:
+            waits.append(share * (held.gradients + held.weights) / rate)
+            continue
+        window = sum(costs.seconds("B", stage) for stage in layout.schedule.stages_of(place))
+        waits.append(max(0.0, 2 * share * held.gradients / rate - window))
+    return max(waits)

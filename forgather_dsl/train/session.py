@@ -39,7 +39,7 @@ from .lost_updates import LostUpdates
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
-from .strategy import make_pipeline
+from .strategy import make_owner, make_pipeline
 from .update.applying import make_update
 from .watching import Watch
 
@@ -55,9 +55,10 @@ class Session:
         layout = read_layout(path)
         self.mesh = _mesh(experiment, layout, world)
         self.pipeline = make_pipeline(experiment, layout, world, self.mesh)
-        self.parameters = dict(self.pipeline.named_parameters())
-        self.ranks = Ranks(world, list(self.parameters), self.pipeline.counted())
-        first_rows = {name: rows.start for name, rows in self.pipeline.rows().items()}
+        self.owner = make_owner(experiment, self.pipeline, self.mesh)
+        self.parameters = dict(self.owner.named_parameters())
+        self.ranks = Ranks(world, list(self.parameters), self.owner.counted())
+        first_rows = {name: rows.start for name, rows in self.owner.rows().items()}
         self.optimizer = make_optimizer(experiment, self.parameters, first_rows)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -75,7 +76,7 @@ class Session:
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
         self.update = make_update(self)
-        self.reducer = make_reducer(self.pipeline, self.mesh)
+        self.reducer = make_reducer(self.pipeline, self.mesh, self.owner.summed_later())
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
@@ -146,6 +147,7 @@ class Session:
         Raises UserError, before any parameter has changed, when it is of another model.
         """
         saving.restore(self, saved)
+        self.owner.exchange_weights()
 
     @on_disk("reading the first weights")
     def begin_with(self, path: str) -> None:
@@ -154,6 +156,7 @@ class Session:
         Raises UserError, before any parameter has changed, when they are of another model.
         """
         begin_with(self, path)
+        self.owner.exchange_weights()
 
     def count_seconds_from(self, seconds: float) -> None:
         """So many were trained before."""
