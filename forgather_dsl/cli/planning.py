@@ -67,7 +67,7 @@ def plan_verb(
             told = [f"smoke: {line}" for line in lines]
         links = None if measured is None else read_links(measured)
         cards = gpus if links is None else links.hardware(gpus or experiment.hardware, experiment)
-        found = plan(measured_with(experiment, profile), cards, read_profile(profile))
+        found = plan(measured_with(experiment, profile), cards, read_profile(profile), strategies=True)
         told += [] if links is None else [f"measured by {links.source}"]
         found = replace(found, notes=(*told, *found.notes))
         data = to_dict(found, target)

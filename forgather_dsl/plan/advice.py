@@ -225,7 +225,7 @@ def _option(experiment: Experiment, changed: Experiment, site: Site, rate: Rate 
         if name == names[-1]:
             speed = None if rate is None else rate(changed)
             effects += ([f"{speed:,.0f} tokens/s"] if speed else []) + ["fits"]
-        lines.append(f"{line:<55} # {', '.join(effects)}")
+        lines.append(f"{line:<55} # {', '.join(effects)}" if effects else line)
     return Option(changed, tuple(lines))
 
 

@@ -77,7 +77,7 @@ def choose(
         nearest = min(possible, key=over)
         reason = f"nothing fits on {text}; {written(nearest.experiment.parallel)} comes nearest"
         return Choice(nearest.experiment, _marked(rows, nearest), reason, False)
-    return Choice(winner.experiment, _marked(rows, winner), _reason(winner, rows, count, text), True)
+    return Choice(winner.experiment, _marked(rows, winner), _reason(winner, rows, not free, count, text), True)
 
 
 def _everywhere(found: Hardware, text: str, count: int) -> Hardware:
@@ -166,18 +166,20 @@ def _why_not(row: Strategy) -> str:
     return f"  {written(row.experiment.parallel)}: {row.why}"
 
 
-def _reason(winner: Strategy, rows: list[Strategy], count: int, text: str) -> str:
+def _reason(winner: Strategy, rows: list[Strategy], keeping: bool, count: int, text: str) -> str:
     """One sentence."""
-    name = written(winner.experiment.parallel)
+    name, kind = written(winner.experiment.parallel), type(winner.experiment.parallel)
     if count == 1:
         return f"{name}: there is one rank to run on ({text})"
-    others = [row for row in rows if row is not winner and row.fits and row.family != winner.family]
     if winner.run is None or not winner.run.times_known:
         return f"{name}: the first that fits on {text}; nothing is known of the layers' arithmetic"
-    if not others:
-        return f"{name}: nothing else fits on {text}"
-    second = min(others, key=lambda row: row.seconds)
-    faster = second.seconds / winner.seconds
-    return (
-        f"{name}: {faster:.2f} times as fast by plan as {written(second.experiment.parallel)}, the next of another kind"
-    )
+    others = [row for row in rows if type(row.experiment.parallel) is not kind]
+    second, any_size = best(others, keeping), best(rows)
+    if second is None:
+        told = f"{name}: nothing of another kind fits on {text}"
+    else:
+        faster, other = second.seconds / winner.seconds, written(second.experiment.parallel)
+        told = f"{name}: {faster:.2f} times as fast by plan as {other}, the best of another kind"
+    if any_size is None or any_size.seconds >= winner.seconds:
+        return told
+    return f"{told}; {', '.join(any_size.lines)} would be {winner.seconds / any_size.seconds:.2f} times as fast as that"

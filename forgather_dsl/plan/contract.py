@@ -41,6 +41,7 @@ def to_dict(found: Plan, target: str | None = None) -> dict[str, Any]:
         "comparison": [_row(row) for row in found.comparison],
         "strategies": strategies_of(found.strategies),
         "break_even": break_even_of(found.strategies),
+        "choice": found.choice or None,
         "advice": list(found.options[0].lines) if found.options else [],
         "alternatives": [list(option.lines) for option in found.options[1:]],
         "notes": list(found.notes),

@@ -53,9 +53,15 @@ class Plan:
     choice: str = ""  # why AutoParallel came to this
 
 
-def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    experiment: Experiment,
+    gpus: str | None = None,
+    profile: Mapping[str, Any] | None = None,
+    *,
+    strategies: bool = False,
+) -> Plan:
     """The plan on `gpus`, or on the experiment's own hardware. Another number of cards than the experiment has ranks means
-    as many ranks as cards.
+    as many ranks as cards. With `strategies` compared, as they are for AutoParallel anyway.
 
     Raises:
         ConfigError: `gpus` or `hardware` is not understood, the experiment cannot be laid out, a profile of something else.
@@ -78,7 +84,7 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
     if run.layout.reason:
         notes.append(f"Auto: {run.layout.reason}")
     comparison = _comparison(run, found, profile)
-    if choice is None:
+    if choice is None and strategies:
         known = [run, *(row.run for row in comparison if row.run is not None)]
         rows = tuple(compared(experiment, world_size(experiment), found, profile, known))
     options = [] if run.fits else _options(wanted, run.experiment, found, text)

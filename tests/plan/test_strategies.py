@@ -43,7 +43,7 @@ def run(experiment, parallel, link, **values):
 @pytest.fixture(scope="module")
 def even():
     """The plan on a slow link, as JSON."""
-    return to_dict(plan(Even(), "4x80GB,link=3GB/s"))
+    return to_dict(plan(Even(), "4x80GB,link=3GB/s", strategies=True))
 
 
 def test_bytes_are_those_of_the_formulas():
@@ -130,13 +130,13 @@ def test_rows_are_in_order_and_one_is_this(even):
 
 
 def test_a_slow_link_is_a_pipelines_and_a_fast_one_with_a_large_batch_is_not():
-    slow = to_dict(plan(Even(), "4x80GB,link=0.3GB/s"))
+    slow = to_dict(plan(Even(), "4x80GB,link=0.3GB/s", strategies=True))
     assert slow["strategies"][0]["family"].startswith("Pipeline")
     assert slow["break_even"]["pipeline_wins"]
     assert "the pipeline wins, however well that is hidden" in sentences(slow)[0]
     (sharded,) = [r for r in slow["strategies"] if r["family"] == "FSDP2" and r["microbatch_size"] == 1]
     assert "a pipeline waits for" in sharded["verdict"]
-    fast = to_dict(plan(Even(batch_size=64, microbatch_size=16), "4x80GB,link=400GB/s"))
+    fast = to_dict(plan(Even(batch_size=64, microbatch_size=16), "4x80GB,link=400GB/s", strategies=True))
     assert fast["strategies"][0]["family"] in ("DDP", "FSDP2")
     assert not fast["break_even"]["pipeline_wins"]
     assert "the pipeline loses" in sentences(fast)[0]
@@ -167,14 +167,14 @@ def test_what_does_not_fit_says_by_how_much():
 
 
 def test_one_card_has_nothing_to_compare():
-    data = to_dict(plan(Even(parallel=Single()), "80GB"))
+    data = to_dict(plan(Even(parallel=Single()), "80GB", strategies=True))
     assert data["strategies"] == []
     assert data["break_even"] is None
 
 
 def test_a_model_that_is_not_known_has_rows_without_times():
     experiment = Even(model=Strange(vocab_size=5000, dim=96, num_layers=4))
-    data = to_dict(plan(experiment))
+    data = to_dict(plan(experiment, strategies=True))
     assert all(row["tokens_per_second"] is None for row in data["strategies"])
     assert data["break_even"] is None
     assert strategies_table(data)[1]
