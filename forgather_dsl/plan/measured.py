@@ -36,7 +36,7 @@ class Links(NamedTuple):
     source: str
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], file: str = "links") -> Links:
+    def of(cls, data: Mapping[str, Any], file: str = "links.json") -> Links:
         """From what `parallel.measuring.measure` returns. Raises ConfigError for anything else, with all that is wrong."""
         ranks, pairs = data.get("ranks"), data.get("pairs")
         wrong = [name for name in _BETWEEN if not _is_rate(data.get(name))]
@@ -47,7 +47,7 @@ class Links(NamedTuple):
                 wrong += [f"{name}: {key}" for key in wanted if not all(_is_rate(row.get(key)) for row in rows)]
         if wrong or not isinstance(ranks, list) or not isinstance(pairs, list):
             raise ConfigError(
-                f"{file}: no numbers for {', '.join(wrong)}; write it anew with doctor --links --out {file}"
+                f"--measured {file}: no numbers for {', '.join(wrong)}; write it anew with doctor --links --out {file}"
             )
         on_cards = data.get("device") == "cuda"
         speeds = {name: _of_device([row[name] for row in ranks], _cards(ranks), on_cards) for name in _RANK}
@@ -102,7 +102,7 @@ def read_links(file: str) -> Links:
         raise ConfigError(f"--measured {file}: not JSON ({error}); {hint}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"--measured {file}: holds no object; {hint}")
-    return Links.of(data, f"--measured {file}")
+    return Links.of(data, file)
 
 
 def _cards(ranks: list[dict[str, Any]]) -> int:

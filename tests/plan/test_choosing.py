@@ -54,8 +54,7 @@ class Large(Kept):
 FAST = "2x24GB,link=900GB/s,latency=1us"
 
 
-@pytest.mark.parametrize("experiment", [Free(), Kept()])
-@pytest.mark.parametrize("gpus", [None, FAST])
+@pytest.mark.parametrize(("experiment", "gpus"), [(Free(), FAST), (Kept(), None)])
 def test_it_is_never_slower_than_the_best_row_that_it_may_take(experiment, gpus):
     found = choose(experiment, gpus)
     assert found.fits
