@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replaced
+from functools import lru_cache
 from typing import Any
 
 from ..dsl import ConfigError, explain, replace
 from ..specs import DDP, FSDP2, Auto, AutoParallel, Experiment, OneFOneB, Parallel, Pipeline, Single
-from ..specs.experiment import num_replicas
+from ..specs.experiment import num_replicas, world_size
 from . import hardware as machines
 from .advice import written
 from .hardware import Hardware
@@ -39,7 +40,12 @@ class Choice:
 
 def chosen(experiment: Experiment, ranks: int | None = None) -> Experiment:
     """The experiment with its strategy chosen; itself where its class says which."""
-    return choose(experiment, ranks=ranks).experiment if isinstance(experiment.parallel, AutoParallel) else experiment
+    return _chosen(experiment, ranks, machines.gpus()) if isinstance(experiment.parallel, AutoParallel) else experiment
+
+
+@lru_cache(maxsize=64)  # the members of a sweep are asked for several times
+def _chosen(experiment: Experiment, ranks: int | None, _: tuple[machines.Device, ...]) -> Experiment:
+    return choose(experiment, ranks=ranks).experiment
 
 
 def ranks_of(experiment: Experiment, started: int | None = None) -> int:
@@ -68,6 +74,7 @@ def choose(
         rows = _alone(wanted, found, profile, free)
     else:
         rows = compared(wanted, count, found, profile, sizes=every if free else None)
+        rows = [row for row in rows if ranks is None or world_size(row.experiment) == ranks]
         rows = _with_searched(rows, found, profile, keeping=not free)
     winner = best(rows, keeping=not free)
     if winner is None:
