@@ -41,7 +41,7 @@ from .optim.elementwise import AdamWRule
 from .optim.engine import CHUNK_BYTES
 from .optim.muon import MuonRule
 
-__all__ = ["ExactRank", "exact", "run_rank"]
+__all__ = ["KINDS", "ExactRank", "exact", "kind_of", "run_rank", "steps"]
 
 aten = torch.ops.aten
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss")
@@ -161,7 +161,7 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
     started = time.perf_counter()
     own = layout.schedule.stages_of(rank)
     models = [make_model(experiment) for _ in own]
-    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(_kind, experiment.model.vocab_size))
+    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(kind_of, experiment.model.vocab_size))
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         autocast = torch.bfloat16 if on_gpu and isinstance(experiment.precision, BF16Mixed) else None
         device = torch.device("cpu")
@@ -173,7 +173,7 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
             if stage.keeping.offload is not None:
                 stage.keeping.offload.empty = partial(_on_host, live)
         with as_on_gpu() if on_gpu else nullcontext():
-            _steps(experiment, pipeline, live, on_gpu, short=fake)
+            steps(experiment, pipeline, live, on_gpu, short=fake)
     kinds = {kind: live.at_peak[kind] for kind in KINDS}
     return ExactRank(rank, kinds, layout.schedule.num_microbatches, time.perf_counter() - started, live.most_on_host)
 
@@ -195,7 +195,7 @@ def _watch(model: Any, live: LiveBytes) -> None:
             parameter.register_post_accumulate_grad_hook(lambda p: live.hold(p.grad, "gradients"))
 
 
-def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool, short: bool) -> None:
+def steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool, short: bool) -> None:
     """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are. `short` leaves
     out updates that take what others have taken."""
     tokens, targets = (torch.zeros(experiment.batch_size, experiment.seq_len, dtype=torch.long) for _ in range(2))
@@ -221,7 +221,7 @@ def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: 
         _update(experiment, trained, optimizer, live, short)
 
 
-def _kind(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
+def kind_of(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
     """What a new storage is, where the phase does not tell: copies of weights, their gradients, numbers per token and word."""
     if live.kind != "activations":
         return None
