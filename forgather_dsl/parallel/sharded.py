@@ -159,7 +159,8 @@ def _shard(stage: Stage, seed: int | None, mesh: DeviceMesh, sharding: Sharding,
         initialise_part(model, layer, seed, stage.device)
         cut(layer, narrow, sharding.reshard_after_forward)
     for part in (embed, norm, head):
-        initialise_part(model, part, seed, stage.device)
+        if any(parameter.is_meta for parameter in part.parameters()):  # not a head that is the embedding
+            initialise_part(model, part, seed, stage.device)
     wide = MixedPrecisionPolicy(cast_forward_inputs=False)  # autocast narrows these: the embedding's gradient is a sum
     if not stage.tied:
         cut(embed, wide, sharding.reshard_after_forward)

@@ -31,6 +31,7 @@ from ..plan.resident import message_bytes
 from ..plan.sizes import model_size
 from ..plan.stage_cost import StageCost
 from ..specs import BF16Mixed, Experiment, OnHost
+from ..specs.experiment import num_replicas
 from .as_gpu import as_on_gpu
 from .assembly import make_model, make_optimizer, make_stage
 from .exact_update import listener
@@ -145,7 +146,7 @@ def _shorter(experiment: Experiment, layout: Layout) -> Iterator[tuple[Experimen
     ranks, size = layout.schedule.num_ranks, experiment.microbatch_size
     for count in (2, 3, *range(4, 4 * ranks + 1, max(1, ranks // 2))):
         if count < layout.schedule.num_microbatches:
-            fewer = replace(experiment, batch_size=count * size)
+            fewer = replace(experiment, batch_size=count * size * num_replicas(experiment))
             candidate = lay_out(fewer)
             if candidate.layers == layout.layers:
                 yield fewer, candidate
@@ -198,7 +199,8 @@ def _watch(model: Any, live: LiveBytes) -> None:
 def steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool, short: bool) -> None:
     """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are. `short` leaves
     out updates that take what others have taken."""
-    tokens, targets = (torch.zeros(experiment.batch_size, experiment.seq_len, dtype=torch.long) for _ in range(2))
+    share = experiment.batch_size // num_replicas(experiment)
+    tokens, targets = (torch.zeros(share, experiment.seq_len, dtype=torch.long) for _ in range(2))
     documents = torch.zeros_like(tokens) if experiment.isolate_documents else None
     trained = dict(pipeline.named_parameters())
     for batch in (tokens, targets):
