@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     )
     from .errors import UserError
     from .runs.run import Run
+    from .runs.sweep import Sweep
     from .specs import *  # noqa: F403
     from .train.trainer import Trainer
 
 __version__ = "0.1.0"
 
-_PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".errors"}
+_PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "Sweep": ".runs.sweep", "UserError": ".errors"}
 
 __all__ = [
     "BF16",
@@ -121,6 +122,7 @@ __all__ = [
     "Spike",
     "Stdlib",
     "StdlibChat",
+    "Sweep",
     "SwiGLU",
     "TextFiles",
     "Tokenizer",

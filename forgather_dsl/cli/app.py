@@ -64,16 +64,15 @@ def ls(
 
     def work() -> None:
         rows = listing.rows(path if path is not None else listing.default_place())
-        if json:
-            print_json(rows)
-            return
-        print_table(("target", "bases", "", "what"), [_listed(row) for row in rows])
+        print_json(rows) if json else print_table(("target", "bases", "", "what"), map(_listed, rows))
 
     _end(work, debug)
 
 
 def _listed(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    state = "error" if row["error"] else "abstract" if row["abstract"] else "incomplete" if row["missing"] else ""
+    state = (
+        "error" if row["error"] else "abstract" if row["abstract"] else "incomplete" if row["missing"] else row["kind"]
+    )
     return row["target"], ", ".join(row["bases"]), state, row["error"] or row["doc"]
 
 
@@ -102,7 +101,11 @@ def show(
     def work() -> None:
         from ..dsl import warnings
         from .describing import said_by, values
+        from .sweeping import members, show_members, source_of
 
+        if (source := source_of(target)) is not None:
+            show_members(members(target, source, set_ or []), target, json)
+            return
         found, texts = values(target, set_ or [])
         for text in warnings(found):
             complain(text, "warning")
