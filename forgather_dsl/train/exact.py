@@ -28,6 +28,7 @@ from ..plan.layout import Layout, lay_out
 from ..plan.memory import Held, State
 from ..plan.occupancy import Occupancy
 from ..plan.resident import message_bytes
+from ..plan.sharded_cost import is_cut
 from ..plan.sizes import model_size
 from ..plan.stage_cost import StageCost
 from ..specs import BF16Mixed, Experiment, OnHost
@@ -125,8 +126,12 @@ def exact(
 ) -> list[ExactRank]:
     """Every rank (or those of `ranks`) in turn, in this process; `progress` is called after each.
 
-    `on_gpu`: formats, kernels and block size of a GPU; else of a CPU, to the byte.
+    `on_gpu`: formats, kernels and block size of a GPU; else of a CPU, to the byte. Of FSDP2 rank 0 alone (`exact_sharded`).
     """
+    if is_cut(experiment):
+        from .exact_sharded import exact_sharded
+
+        return [exact_sharded(experiment, on_gpu=on_gpu)]
     whole = layout or lay_out(experiment)
     shorter = [] if layout else list(_shorter(experiment, whole))
     found, size = [], model_size(experiment.model, experiment.seq_len)
