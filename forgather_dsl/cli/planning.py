@@ -29,6 +29,9 @@ def plan_verb(
     profile: Annotated[
         str | None, typer.Option("--profile", metavar="FILE", help="measured seconds, in place of modelled ones")
     ] = None,
+    measured: Annotated[
+        str | None, typer.Option("--measured", metavar="FILE", help="speeds and links that doctor --links measured")
+    ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="draw the schedule")] = False,
     svg: Annotated[str | None, typer.Option("--svg", metavar="FILE", help="write it as a picture")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="write everything as a page")] = None,
@@ -42,7 +45,9 @@ def plan_verb(
     """Predict memory, time and bubble per rank, compare schedules, and say what to change where it does not fit."""
 
     def work() -> None:
+        from ..plan.choosing import chosen
         from ..plan.contract import to_dict
+        from ..plan.measured import read_links
         from ..plan.planner import plan
         from ..plan.profile import measured_with, read_profile
         from ..plan.smoke import smoke as shrink
@@ -58,9 +63,13 @@ def plan_verb(
             return
         experiment, told = find_experiment(target, set_ or []), []
         if smoke:
-            experiment, told = shrink(experiment)
-        found = plan(measured_with(experiment, profile), gpus, read_profile(profile))
-        found = replace(found, notes=(*(f"smoke: {line}" for line in told), *found.notes))
+            experiment, lines = shrink(chosen(experiment))
+            told = [f"smoke: {line}" for line in lines]
+        links = None if measured is None else read_links(measured)
+        cards = gpus if links is None else links.hardware(gpus or experiment.hardware, experiment)
+        found = plan(measured_with(experiment, profile), cards, read_profile(profile), strategies=True)
+        told += [] if links is None else [f"measured by {links.source}"]
+        found = replace(found, notes=(*told, *found.notes))
         data = to_dict(found, target)
         if exact:
             _measure(found, data)
@@ -139,6 +148,11 @@ def _print(found: Plan, data: dict[str, Any], draw: bool) -> None:
     if data["comparison"]:
         print()
         print_table(*tables.comparison_table(data))
+    if data["strategies"]:
+        print()
+        print_table(*tables.strategies_table(data))
+        for text in tables.break_even(data):
+            say(text)
     if not data["fits"]:
         print()
         _print_advice(data)

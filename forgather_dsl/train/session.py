@@ -19,7 +19,7 @@ from ..data.chat_tokens import ChatFile
 from ..data.loader import Loader
 from ..data.order import Sequences
 from ..data.packing import PackedLoader
-from ..dsl import ConfigError, build
+from ..dsl import ConfigError, build, digest
 from ..errors import Interrupted, UserError
 from ..parallel.failures import PeerLost
 from ..parallel.group import Mesh, World, join, leave, make_mesh
@@ -207,6 +207,7 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
     """
     with Watch(experiment) as watch, _leaving(world := join(timeout_seconds=watch.timeout_seconds)):
         ranks = Ranks(world, [])
+        _require_one_experiment(ranks.gather(digest(experiment)))
         said: tuple[str, list[str], str | None] = ("", [], None)
         with PROGRESS.pause():  # one rank works, the others wait, as long as it takes
             if ranks.rank == 0:
@@ -225,6 +226,16 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
         watch.open(path)
         _train(experiment, path, prepared, world, resume, changes, watch)
         return path
+
+
+def _require_one_experiment(digests: list[str]) -> None:
+    """Raises UserError, on all ranks, where they were started with different ones."""
+    others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
+    if others:
+        raise UserError(
+            f"ranks {', '.join(others)} were started with another experiment than rank 0; give all hosts the same files and "
+            'settings, and with AutoParallel() name the cards, as in hardware = "8x24GB", for hosts may differ in theirs'
+        )
 
 
 def _train(
