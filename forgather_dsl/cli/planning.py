@@ -45,31 +45,14 @@ def plan_verb(
     """Predict memory, time and bubble per rank, compare schedules, and say what to change where it does not fit."""
 
     def work() -> None:
-        from ..plan.choosing import chosen
         from ..plan.contract import to_dict
-        from ..plan.measured import read_links
-        from ..plan.planner import plan
-        from ..plan.profile import measured_with, read_profile
-        from ..plan.smoke import smoke as shrink
         from .sweeping import members, source_of
-        from .targets import find_experiment
 
         if (source := source_of(target)) is not None:
-            if draw or svg or html or exact or smoke:
-                raise UserError(
-                    f"{target} names several experiments; --draw, --svg, --html, --exact and --smoke take one"
-                )
+            _refuse_for_many(target, draw=draw, svg=svg, html=html, exact=exact, smoke=smoke, measured=measured)
             _plan_members(members(target, source, set_ or []), gpus, profile, json)
             return
-        experiment, told = find_experiment(target, set_ or []), []
-        if smoke:
-            experiment, lines = shrink(chosen(experiment))
-            told = [f"smoke: {line}" for line in lines]
-        links = None if measured is None else read_links(measured)
-        cards = gpus if links is None else links.hardware(gpus or experiment.hardware, experiment)
-        found = plan(measured_with(experiment, profile), cards, read_profile(profile), strategies=True)
-        told += [] if links is None else [f"measured by {links.source}"]
-        found = replace(found, notes=(*told, *found.notes))
+        found = _planned(target, set_ or [], gpus, profile, measured, smoke)
         data = to_dict(found, target)
         if exact:
             _measure(found, data)
@@ -80,6 +63,36 @@ def plan_verb(
             _print(found, data, draw)
 
     end(work, debug)
+
+
+def _planned(
+    target: str, settings: list[str], gpus: str | None, profile: str | None, measured: str | None, smoke: bool
+) -> Plan:
+    """The plan, with notes of what was done to the experiment and where numbers are from."""
+    from ..dsl import replace as changed
+    from ..plan.choosing import chosen
+    from ..plan.measured import read_links
+    from ..plan.planner import plan
+    from ..plan.profile import measured_with, read_profile
+    from ..plan.smoke import smoke as shrink
+    from .targets import find_experiment
+
+    experiment, told, cards = find_experiment(target, settings), list[str](), gpus
+    if smoke:  # what a strategy is chosen for has its own sizes
+        experiment, lines = shrink(chosen(changed(experiment, hardware=gpus or experiment.hardware)))
+        told = [f"smoke: {line}" for line in lines]
+    if measured is not None:
+        links = read_links(measured)
+        cards = links.hardware(gpus or experiment.hardware, experiment)
+        told.append(f"measured by {links.source}")
+    found = plan(measured_with(experiment, profile), cards, read_profile(profile), strategies=True)
+    return replace(found, notes=(*told, *found.notes))
+
+
+def _refuse_for_many(target: str, **options: object) -> None:
+    given = ", ".join(f"--{name}" for name, value in options.items() if value)
+    if given:
+        raise UserError(f"{target} names several experiments; {given} takes one, such as {target}:NAME")
 
 
 def _plan_members(found: Sequence[Member], gpus: str | None, profile: str | None, json: bool) -> None:
