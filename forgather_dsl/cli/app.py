@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, examining, exporting, gallery, importing, listing, planning, running, saved, sourcing
+from . import controlling, examining, exporting, gallery, importing, listing, planning, reporting, running, saved, sourcing
 from .arguments import Debug, Json, Settings, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
@@ -230,6 +230,7 @@ app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
 app.command("export", cls=QuickCommand)(exporting.export_verb)
 app.command("import", cls=QuickCommand)(importing.import_verb)
 app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)
+app.command("report", cls=QuickCommand)(reporting.report_verb)
 app.command("control", cls=QuickCommand)(controlling.control_verb)
 
 

@@ -134,10 +134,10 @@ def finish(session: Session, report: Reporter) -> None:
 
 
 def _evaluate(session: Session, report: Reporter) -> None:
-    with doing("evaluating on the held-out text"):
+    with report.paused(), doing("evaluating on the held-out text"):
         report.evaluation(evaluate(session))
 
 
 def _sample(session: Session, report: Reporter) -> None:
-    with doing("writing a sample"):
+    with report.paused(), doing("writing a sample"):
         report.sample(write_sample(session))
