@@ -19,6 +19,7 @@ from ..plan.machines import Machines, on_machines
 from ..runs.run import is_run
 from ..specs.experiment import world_size
 from ..train.directory import choose
+from ..train.settled import settled
 
 __all__ = ["LAUNCHERS", "PASSED_ON", "launch_script"]
 
@@ -95,7 +96,7 @@ def launch_script(
     words = ["run", target, *(word for setting in settings for word in ("--set", setting)), "--out", place]
     words += ["--resume", resume] if resume != "auto" else []
     words += [flag for flag, on in flags.items() if on]
-    return _text(experiment, _Asked(launcher, words, place, *said))
+    return _text(settled(experiment, place, None)[0], _Asked(launcher, words, place, *said))
 
 
 def _text(experiment: Any, asked: _Asked) -> str:
