@@ -30,7 +30,8 @@ copies. `make gallery` writes this page anew.
 
 **Planned** figures are the planner's: GiB at the peak of each rank and tokens per second for RTX 4090s, as [memory](memory.md) says; none of
 them has been run on such cards. **Measured** ones are of finished runs on this package's own corpus (Python's standard library), which
-`python docs/write record RUN...` reads off the run's directory; what has no figure has not been measured.
+`python docs/write record RUN...` reads off the run's directory; what has no figure has not been measured. Minutes are of machines that did other things beside. Whether a
+difference is real is for `report` to say, not for this table.
 """
 
 
