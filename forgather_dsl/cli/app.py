@@ -14,7 +14,19 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, exporting, gallery, importing, listing, planning, running, saved, sourcing
+from . import (
+    comparing,
+    controlling,
+    evaluating,
+    exporting,
+    gallery,
+    importing,
+    listing,
+    planning,
+    running,
+    saved,
+    sourcing,
+)
 from .arguments import Debug, Json, Settings, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
@@ -244,6 +256,8 @@ app.command("plan", cls=QuickCommand)(planning.plan_verb)
 app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
 app.command("export", cls=QuickCommand)(exporting.export_verb)
 app.command("import", cls=QuickCommand)(importing.import_verb)
+app.command("eval", cls=QuickCommand)(evaluating.eval_verb)
+app.command("compare", cls=QuickCommand)(comparing.compare_verb)
 app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)
 app.command("control", cls=QuickCommand)(controlling.control_verb)
 

@@ -70,7 +70,9 @@ class ReduceScatter:
         with _together("gradients"):
             dist.all_to_all_single(received, input_tensor, group=group)
         parts = received.view(group.size(), -1)
-        total = output_tensor if output_tensor.dtype == torch.float32 else torch.empty_like(parts[0], dtype=torch.float32)
+        total = (
+            output_tensor if output_tensor.dtype == torch.float32 else torch.empty_like(parts[0], dtype=torch.float32)
+        )
         total.copy_(parts[0])
         for part in parts[1:]:
             total.add_(part)

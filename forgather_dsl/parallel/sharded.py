@@ -131,7 +131,12 @@ def _shard(stage: Stage, seed: int, mesh: DeviceMesh, sharding: Sharding, whole:
 
     def cut(part: nn.Module, policy: MixedPrecisionPolicy, reshard: bool) -> None:
         ignored = {p for name, p in stage.named_parameters() if name in everywhere}
-        about: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload, "ignored_params": ignored}
+        about: dict[str, Any] = {
+            "mesh": mesh,
+            "mp_policy": policy,
+            "offload_policy": offload,
+            "ignored_params": ignored,
+        }
         fully_shard(part, reshard_after_forward=reshard, **about)
 
     for layer in layers:
@@ -163,5 +168,7 @@ def _settle(root: Any, units: list[Any], device: torch.device) -> None:
     for before, after in pairwise(units):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
-    if hasattr(root, "_set_unshard_async_op"):  # the only way there is; without it nothing overlaps, and nothing is wrong
+    if hasattr(
+        root, "_set_unshard_async_op"
+    ):  # the only way there is; without it nothing overlaps, and nothing is wrong
         root._set_unshard_async_op(True)

@@ -39,7 +39,9 @@ def make_pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Me
 
 def _own(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Engine:
     """Our interpreter."""
-    return Engine(_stages(experiment, layout, world, mesh), layout.schedule, experiment.seed, mesh.pipeline, mesh.replica)
+    return Engine(
+        _stages(experiment, layout, world, mesh), layout.schedule, experiment.seed, mesh.pipeline, mesh.replica
+    )
 
 
 def _pipelined(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Engine:
