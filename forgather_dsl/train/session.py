@@ -19,6 +19,7 @@ from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
 from ..parallel.failures import PeerLost
 from ..parallel.group import Mesh, World, join, leave, make_mesh
+from ..parallel.meeting import several_machines
 from ..parallel.progress import PROGRESS, on_disk
 from ..parallel.reducing import make_reducer
 from ..plan.layout import Layout
@@ -33,6 +34,7 @@ from .directory import read_layout
 from .first_weights import begin_with
 from .guards import Guards
 from .lost_updates import LostUpdates
+from .machines import require_same_data, require_shared
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
@@ -198,8 +200,12 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
             path, changes, problem = ranks.gather(said)[0]
         if problem is not None:
             raise UserError(problem if ranks.rank == 0 else "")
+        prepared = prepare(experiment)
+        if several_machines():
+            require_shared(ranks, path)
+            require_same_data(ranks, prepared)
         watch.open(path)
-        _train(experiment, path, prepare(experiment), world, resume, changes, watch)
+        _train(experiment, path, prepared, world, resume, changes, watch)
         return path
 
 

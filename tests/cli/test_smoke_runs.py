@@ -34,6 +34,7 @@ def run_smoke(name, folder, *more):
     return path, done.stdout
 
 
+@pytest.mark.slow
 def test_four_ranks_train_what_was_a_llama_of_seven_billion(tmp_path):
     path, said = run_smoke("PP4ZeroBubble", tmp_path, "--set", "batch_size=8")
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -159,6 +159,7 @@ def require(models: dict[str, Foreign], results: dict[str, Report | CodegenError
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_models_of_torch():
     require(OF_TORCH, checked(OF_TORCH))
 

@@ -127,6 +127,7 @@ def test_what_is_claimed_is_tried(tmp_path: Path) -> None:
     assert any("logits differ by up to" in reason for reason in found["wrong"])
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     lines = write(tmp_path / "folder", llama(tied=True), proof=True, dtype=torch.bfloat16)
     assert len(lines) == 1, lines

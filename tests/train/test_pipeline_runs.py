@@ -65,11 +65,13 @@ def test_a_checkpoint_of_two_stages_goes_on_with_one_or_with_four(small: Any, si
     assert losses(tmp_path / "four") == losses(single)
 
 
+@pytest.mark.slow
 def test_four_stages_with_split_backward_are_the_same_too(small: Any, single: Path, tmp_path: Path) -> None:
     Trainer(small.HardPP4(), out=str(tmp_path / "run")).fit()
     assert losses(tmp_path / "run") == losses(single)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["own", "torch"])
 def test_two_ranks_with_two_stages_each_in_a_v_learn_the_same(
     small: Any, single: Path, tmp_path: Path, engine: str
@@ -124,6 +126,7 @@ def test_a_component_of_the_users_own_reaches_the_ranks(corpus: Path, tmp_path: 
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told(corpus: Path, tmp_path: Path) -> None:
     """The ranks import the script for its component, and must not start training of their own."""
     script = f"""
@@ -213,6 +216,7 @@ def test_ranks_of_torchrun_train_the_same(experiments: Path, single: Path, tmp_p
     assert losses(tmp_path / "run") == losses(single)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_pipeline_too(experiments: Path, tmp_path: Path) -> None:
     """The terminal sends SIGINT to the launcher; every rank stops after the same step, and exits with 130."""
     root = Path(__file__).parents[2]
