@@ -22,8 +22,7 @@ RUNNING = (
     "running",
     (
         "forgather_dsl/train/trainer.py",
-        "forgather_dsl/runs/run.py",
-        "forgather_dsl/runs/sweep.py",
+        "forgather_dsl/runs",
         "forgather_dsl/errors.py",
     ),
     "Running",

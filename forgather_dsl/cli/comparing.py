@@ -80,7 +80,7 @@ def _print(found: Comparison, first: str, second: str) -> None:
         print_table(
             (f"words that {better} knows better", "times", "bits saved"),
             [
-                (_visible(word.text) or END, f"{word.count:,}", f"{abs(word.difference):,.1f}")
+                (_visible(word.text) or END, f"{word.times:,}", f"{abs(word.difference):,.1f}")
                 for word in found.words[side]
             ],
         )

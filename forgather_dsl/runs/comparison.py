@@ -43,7 +43,7 @@ class Word(NamedTuple):
     """A piece of text wherever it occurs."""
 
     text: str
-    count: int
+    times: int
     difference: float  # bits in all, second less first
 
 

@@ -97,8 +97,8 @@ def test_places_and_words_are_those_that_differ_most() -> None:
     assert [place.text for place in found.places[0]] == ["the", "the", "the"]
     best = found.places[1][0]
     assert (best.before, best.text, best.after, best.bits) == ("the ", "cat", ", the dog", (5.0, 1.0))
-    assert [(word.text, word.count, word.difference) for word in found.words[0]] == [("the", 4, 4.0)]
-    assert [(word.text, word.count, word.difference) for word in found.words[1]] == [("cat", 2, -8.0), ("", 2, -1.0)]
+    assert [(word.text, word.times, word.difference) for word in found.words[0]] == [("the", 4, 4.0)]
+    assert [(word.text, word.times, word.difference) for word in found.words[1]] == [("cat", 2, -8.0), ("", 2, -1.0)]
     assert found.better == (0.25, 0.25)
     assert "blocks of text, for documents are few" in found.units
     data = found.as_data()
