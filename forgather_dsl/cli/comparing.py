@@ -40,15 +40,15 @@ def compare_verb(
     """Compare two finished models token by token."""
 
     def work() -> None:
-        from ..runs.evaluations import subject
+        from .subjects import subject
 
         sets = named_sources(data or [])
         if len(sets) > 1:
             raise UserError("compare takes one text; write --data once")
-        one, other = subject(first, trust=trust), subject(second, trust=trust)
-        from ..runs.compare import common_text, compare_models
+        one, other = subject(first, trust), subject(second, trust)
+        from ..runs.compare import shared_text, compare_models
 
-        text = next(iter(sets.values())) if sets else common_text(one, other)
+        text = next(iter(sets.values())) if sets else shared_text(one, other)
         found = compare_models(one, other, text, top)
         if html is not None:
             from ..runs.token_page import write_page

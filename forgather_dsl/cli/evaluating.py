@@ -50,10 +50,10 @@ def eval_verb(
             raise UserError("--limit and --task-folder are for --tasks; add it, such as --tasks hellaswag")
         if tasks is not None and data:
             raise UserError("write --data or --tasks; each is an evaluation of its own")
-        from ..runs.evaluations import subject
+        from .subjects import subject
 
         sets = named_sources(data or [])
-        subjects = [subject(model, trust=trust) for model in models]
+        subjects = [subject(model, trust) for model in models]
         if tasks is not None:
             from ..interop.harness import require_harness
 

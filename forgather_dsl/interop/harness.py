@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from typing import Any
 
@@ -44,7 +45,8 @@ def evaluate_tasks(of: Any, tasks: Sequence[str], limit: int | None, folder: str
     manager = TaskManager(include_path=folder)
     _require_tasks(tasks, manager)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _exported(of, trust) as (path, step, checkpoint):
+    quiet = redirect_stdout(sys.stderr)  # what a task prints must not mix with the JSON on stdout
+    with quiet, _exported(of, trust) as (path, step, checkpoint):
         arguments = {"pretrained": path, "dtype": "auto", "trust_remote_code": of.run is not None}
         try:
             found = simple_evaluate(

@@ -12,7 +12,7 @@ from .evaluations import Subject
 from .scorer import Scorer, plain_loss
 from .token_bits import Pieces, pieces_of
 
-__all__ = ["Compared", "common_text", "compare_models"]
+__all__ = ["Compared", "shared_text", "compare_models"]
 
 
 class Compared(NamedTuple):
@@ -22,7 +22,7 @@ class Compared(NamedTuple):
     documents: list[Pieces]
 
 
-def common_text(first: Subject, second: Subject) -> Source:
+def shared_text(first: Subject, second: Subject) -> Source:
     """What both hold out. Raises UserError where that is not one text: what one holds out the other may have learned."""
     found = first.experiment.eval_data
     if found is None or found != second.experiment.eval_data:

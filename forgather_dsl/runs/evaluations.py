@@ -18,7 +18,7 @@ from ..specs import Experiment, Source
 from ..train.directory import read_config
 from ..train.first_weights import CHECKPOINT, RUN, kind_of
 
-__all__ = ["EVAL_DATA", "Subject", "evaluate_sets", "listed", "own_sets", "store", "subject"]
+__all__ = ["EVAL_DATA", "Subject", "evaluate_sets", "listed", "own_sets", "store", "subject_of_run"]
 
 FOLDER = "evaluations"
 EVAL_DATA = "eval_data"  # under which name the set without one is told
@@ -32,17 +32,15 @@ class Subject(NamedTuple):
     run: str | None  # the run directory, where results go; None of a folder of Hugging Face
 
 
-def subject(path: str, *, trust: bool = False) -> Subject:
-    """A run, one of its checkpoints, or a folder of Hugging Face. Raises UserError for anything else."""
+def subject_of_run(path: str, *, trust: bool = False) -> Subject:
+    """A run, or one of its checkpoints. Raises UserError for anything else."""
     kind = kind_of(path)
     if kind == RUN:
         return Subject(path, read_config(path, trust=trust), path)
     if kind == CHECKPOINT:
         run = os.path.dirname(os.path.dirname(os.path.abspath(path)))
         return Subject(path, read_config(run, trust=trust), os.path.relpath(run))
-    from ..interop.opened import experiment_of
-
-    return Subject(path, experiment_of(path), None)
+    raise UserError(f"{path} is no run and no checkpoint")
 
 
 def own_sets(experiment: Experiment) -> dict[str, Source]:

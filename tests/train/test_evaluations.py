@@ -208,7 +208,7 @@ def test_ids_with_ends_are_those_of_the_stream(small: Any) -> None:
 
 
 def test_no_experiment_without_weights_is_evaluated(small: Any, tmp_path: Path) -> None:
-    from forgather_dsl.runs.evaluations import evaluate_sets, own_sets, subject
+    from forgather_dsl.runs.evaluations import evaluate_sets, own_sets, subject_of_run
 
     run_path = tmp_path / "run"
     Trainer(small.Small(steps=1), out=str(run_path)).fit()
@@ -216,6 +216,6 @@ def test_no_experiment_without_weights_is_evaluated(small: Any, tmp_path: Path) 
         for file in checkpoint.iterdir():
             file.unlink()
         checkpoint.rmdir()
-    of = subject(str(run_path))
+    of = subject_of_run(str(run_path))
     with pytest.raises(UserError, match="has no checkpoint"):
         evaluate_sets(of, own_sets(of.experiment))
