@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         swap,
     )
     from .errors import UserError
+    from .runs.comparison import compare
     from .runs.run import Run
     from .runs.sweep import Sweep
     from .specs import *  # noqa: F403
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PLACES = {"Trainer": ".train.trainer", "Run": ".runs.run", "Sweep": ".runs.sweep", "UserError": ".errors"}
+_PLACES = {
+    "compare": ".runs.comparison",
+    "Trainer": ".train.trainer",
+    "Run": ".runs.run",
+    "Sweep": ".runs.sweep",
+    "UserError": ".errors",
+}
 
 __all__ = [
     "BF16",
@@ -59,6 +66,7 @@ __all__ = [
     "AfterBackward",
     "Attention",
     "Auto",
+    "AutoParallel",
     "AutoRecompute",
     "BF16Mixed",
     "Bytes",
@@ -143,6 +151,7 @@ __all__ = [
     "build",
     "call",
     "check",
+    "compare",
     "derived",
     "diff",
     "digest",

@@ -18,11 +18,13 @@ from . import (
     comparing,
     controlling,
     evaluating,
+    examining,
     exporting,
     gallery,
     importing,
     listing,
     planning,
+    reporting,
     running,
     saved,
     sourcing,
@@ -235,22 +237,7 @@ def generate(
     _end(work, debug)
 
 
-@app.command(cls=QuickCommand)
-def doctor(json: Json = False, debug: Debug = False) -> None:
-    """Examine this machine: versions, GPUs, memory, disk, and a ping between two ranks."""
-
-    def work() -> None:
-        from .doctor import as_rows, examine
-
-        found = examine()
-        if json:
-            print_json(found)
-        else:
-            print_table(("", ""), as_rows(found))
-
-    _end(work, debug)
-
-
+app.command("doctor", cls=QuickCommand)(examining.doctor_verb)
 app.command("run", cls=QuickCommand)(running.run_verb)
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
 app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
@@ -259,6 +246,7 @@ app.command("import", cls=QuickCommand)(importing.import_verb)
 app.command("eval", cls=QuickCommand)(evaluating.eval_verb)
 app.command("compare", cls=QuickCommand)(comparing.compare_verb)
 app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)
+app.command("report", cls=QuickCommand)(reporting.report_verb)
 app.command("control", cls=QuickCommand)(controlling.control_verb)
 
 

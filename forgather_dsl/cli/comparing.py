@@ -12,7 +12,7 @@ from .output import print_json, print_table, say
 from .source_text import named_sources
 
 if TYPE_CHECKING:
-    from ..runs.comparison import Comparison, Place
+    from ..runs.token_comparison import Comparison, Place
 
 HELP = """Compare two finished models token by token: runs, checkpoints or Hugging Face folders.
 
@@ -46,7 +46,7 @@ def compare_verb(
         if len(sets) > 1:
             raise UserError("compare takes one text; write --data once")
         one, other = subject(first, trust), subject(second, trust)
-        from ..runs.compare import shared_text, compare_models
+        from ..runs.compare import compare_models, shared_text
 
         text = next(iter(sets.values())) if sets else shared_text(one, other)
         found = compare_models(one, other, text, top)

@@ -6,27 +6,22 @@ import re
 from html import escape
 from typing import Any
 
+from .look import PAGE_STYLE
 from .picture import STYLE, svg
 from .planner import Plan
-from .tables import Table, assumed, comparison_table, headline, ranks_table, speed, verdict
+from .tables import (
+    Table,
+    assumed,
+    break_even,
+    comparison_table,
+    headline,
+    ranks_table,
+    speed,
+    strategies_table,
+    verdict,
+)
 
 __all__ = ["html"]
-
-_PAGE_STYLE = """
-:root{color-scheme:light dark;--ground:#fff;--ink:#1f2328;--faint:#59636e;--line:#d1d9e0;--soft:#f6f8fa;--good:#1a7f37;--bad:#cf222e}
-@media(prefers-color-scheme:dark){:root{--ground:#0d1117;--ink:#e6edf3;--faint:#9198a1;--line:#30363d;--soft:#151b23;--good:#3fb950;--bad:#ff7b72}}
-body{background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;
-margin:0 auto;max-width:1500px;padding:28px 32px 48px}
-h1{font-size:22px;margin:0 0 2px}h2{font-size:16px;margin:32px 0 10px}p{margin:4px 0}.faint{color:var(--faint)}
-.verdict{font-weight:600;margin:14px 0 2px}.good{color:var(--good)}.bad{color:var(--bad)}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px}.scroll svg{display:block}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{font-weight:600;color:var(--faint);font-size:13px}th.text,td.text{text-align:left}
-tr.own td{background:var(--soft);font-weight:600}tr:last-child td{border-bottom:0}
-pre{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:12px 16px;overflow-x:auto;font-size:13.5px}
-ul{padding-left:20px;margin:6px 0}
-"""
 
 
 def html(plan: Plan, data: dict[str, Any]) -> str:
@@ -48,11 +43,14 @@ def html(plan: Plan, data: dict[str, Any]) -> str:
     ]
     if data["comparison"]:
         parts += ["<h2>Schedules on the same ranks</h2>", _table(comparison_table(data), text=(0, 4))]
+    if data["strategies"]:
+        parts += ["<h2>Strategies on the same cards</h2>", _table(strategies_table(data), text=(0, 7))]
+        parts += [f"<p>{escape(text)}</p>" for text in break_even(data)]
     for number, lines in enumerate(advice):
         parts.append("<h2>To make it fit, in the class body</h2>" if not number else "<p>or</p>")
         parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
     parts += ["<h2>Assumed</h2><ul>", *(f"<li>{escape(text)}</li>" for text in assumed(data)), "</ul>"]
-    head = f'<meta charset="utf-8"><title>Plan of {escape(data["target"])}</title><style>{_PAGE_STYLE}{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>Plan of {escape(data["target"])}</title><style>{PAGE_STYLE}{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 

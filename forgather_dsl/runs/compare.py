@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from ..dsl import build
 from ..errors import UserError
 from ..specs import ChatSource, Source
-from .comparison import Comparison, compare_pieces
 from .evaluations import Subject
 from .scorer import Scorer, plain_loss
 from .token_bits import Pieces, pieces_of
+from .token_comparison import Comparison, compare_pieces
 
-__all__ = ["Compared", "shared_text", "compare_models"]
+__all__ = ["Compared", "compare_models", "shared_text"]
 
 
 class Compared(NamedTuple):

@@ -1,160 +1,174 @@
-"""Two models on the same text, token by token: how much they differ, how sure that is, and where they differ most.
+"""`report`: any number of runs compared. In: run directories. Out: a `Comparison`, which prints as text, Markdown or a page.
 
-In: `Pieces` of each document. Out: `Comparison`, plain numbers and excerpts. The interval is that of a ratio of sums over
-documents, or over blocks of text where documents are few (linearised; Cochran, Sampling Techniques, 1977, section 6.4).
+Runs that differ in their seed alone are a group. One group is the base; each other one gets its difference with an interval, and
+a verdict: real, or within what seeds change. What makes the comparison unfair is said beside it.
 """
 
 from __future__ import annotations
 
-import heapq
+import functools
 import math
-from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import os
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+from ..errors import UserError
+from . import fairness
+from .curves import usual_smoothing
+from .finding import find_runs
+from .groups import Change, Group, changes, differing, grouped
+from .record import Record
+from .results import TRAIN_LOSS, Metric, known, metric, value_of
+from .verdicts import Outcome, Verdict, judged, outcome
 
-from .student import LEVEL, t_quantile
-from .token_bits import Pieces
+__all__ = ["Comparison", "compare"]
 
-__all__ = ["Comparison", "Place", "Word", "compare_pieces"]
-
-FEW_DOCUMENTS = 20  # with fewer, blocks of text are the units
-BLOCKS = 50
-CONTEXT = 48  # characters each side of a place
-
-
-class Place(NamedTuple):
-    """One piece of text in its context, and what either model pays for it."""
-
-    before: str
-    text: str
-    after: str
-    bits: tuple[float, float]
-    document: int
-
-    @property
-    def difference(self) -> float:
-        """Bits, second less first."""
-        return self.bits[1] - self.bits[0]
+BASES = ("base", "baseline")  # names, in small letters, of what others are held against
 
 
-class Word(NamedTuple):
-    """A piece of text wherever it occurs."""
+def compare(
+    *places: str, base: str | None = None, by: str | None = None, step: int | None = None, smooth: int | None = None
+) -> Comparison:
+    """Compare runs: run directories, folders of them, patterns.
 
-    text: str
-    times: int
-    difference: float  # bits in all, second less first
+    Args:
+        base: the group, class or run that the others are held against; None: one called Base or Baseline, or the first.
+        by: the result that verdicts are about; None: held-out loss, bits per byte where tokenizers differ.
+        step: compare what runs had reached at this step; None: at their ends, finished runs alone.
+        smooth: records over which the curves of the training loss are averaged; None: a fiftieth of the run.
 
-
-class Comparison(NamedTuple):
-    """Bits per byte of both models and of the difference, second less first; `half` is half the width of its interval."""
-
-    bits_per_byte: tuple[float, float]
-    difference: float
-    half: float | None  # None where there is too little text for an interval
-    units: str  # what the interval was taken over
-    level: float
-    documents: int
-    num_bytes: int
-    pieces: int
-    better: tuple[float, float]  # shares of pieces on which the first, the second pays less
-    places: tuple[list[Place], list[Place]]  # where the first, where the second is better, most first
-    words: tuple[list[Word], list[Word]]  # likewise, summed over all of the text
-
-    def as_data(self) -> dict[str, Any]:
-        """For JSON."""
-        found = self._asdict()
-        sides = ("first_better", "second_better")
-        found["places"] = {side: [p._asdict() for p in places] for side, places in zip(sides, self.places)}
-        found["words"] = {side: [w._asdict() for w in words] for side, words in zip(sides, self.words)}
-        interval = None if self.half is None else [self.difference - self.half, self.difference + self.half]
-        return {**found, "interval": interval}
+    Raises:
+        UserError: a place leads to no run, or there is no such base, result or step.
+    """
+    groups = grouped([Record(path) for path in find_runs(places)])
+    return Comparison(groups, _base(groups, base), by, step, smooth)
 
 
-def compare_pieces(documents: Iterable[Pieces], top: int) -> Comparison:
-    """Everything in one pass; keeps `top` places and words of each side."""
-    units: list[tuple[np.ndarray, np.ndarray]] = []  # per document: differences and bytes of its pieces
-    sums, nbytes, pieces, better = np.zeros(2), 0, 0, np.zeros(2)
-    heaps: tuple[list[Any], list[Any]] = ([], [])
-    words: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    for number, document in enumerate(documents):
-        difference = document.difference
-        sums += [bits.sum() for bits in document.bits]
-        nbytes, pieces = nbytes + document.num_bytes, pieces + len(difference)
-        better += [(difference > 0).sum(), (difference < 0).sum()]
-        units.append((difference, _bytes_of(document)))
-        for side, sign in enumerate((1, -1)):
-            _keep(heaps[side], document, number, sign * difference, top)
-        for index, value in enumerate(difference):
-            word = words[document.piece(index)]
-            word[0] += 1
-            word[1] += value
-    half, what = _interval(units)
-    ranked = sorted(words.items(), key=lambda item: -item[1][1])
-    told = [Word(text, int(count), float(total)) for text, (count, total) in ranked]
-    return Comparison(
-        bits_per_byte=(float(sums[0]) / nbytes, float(sums[1]) / nbytes),
-        difference=float(sums[1] - sums[0]) / nbytes,
-        half=half,
-        units=what,
-        level=LEVEL,
-        documents=len(units),
-        num_bytes=nbytes,
-        pieces=pieces,
-        better=(float(better[0]) / pieces, float(better[1]) / pieces),
-        places=(_places(heaps[0]), _places(heaps[1])),
-        words=([w for w in told[:top] if w.difference > 0], [w for w in told[: -top - 1 : -1] if w.difference < 0]),
-    )
+def _base(groups: Sequence[Group], asked: str | None) -> int:
+    if asked is None:
+        named = [i for i, group in enumerate(groups) if group.name.lower() in BASES]
+        return named[0] if named else 0
+    exact = [i for i, group in enumerate(groups) if group.name == asked]
+    place = os.path.realpath(asked)
+    found = exact or [i for i, g in enumerate(groups) if any(os.path.realpath(r.path) == place for r in g.records)]
+    found = found or [i for i, group in enumerate(groups) if group.records[0].name == asked]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(repr(groups[i].name) for i in (found or range(min(len(groups), 12))))
+    what = "is several of these groups" if found else "is none of these groups and none of their runs"
+    raise UserError(f"--base {asked!r} {what}: write one of {names}")
 
 
-def _bytes_of(document: Pieces) -> np.ndarray:
-    """Of each piece; the end has none."""
-    sizes = [len(document.piece(index).encode()) for index in range(len(document.cuts))]
-    return np.array(sizes, np.int64)
+class Comparison:
+    """Groups of runs held against one of them."""
+
+    def __init__(
+        self, groups: list[Group], base: int, by: str | None = None, step: int | None = None, smooth: int | None = None
+    ) -> None:
+        self.groups, self.base = groups, base
+        self.records = [record for group in groups for record in group.records]
+        self.names = known(self.records)
+        self.metric = metric(self._chosen(by))
+        self.note = ""
+        self.step = self._step(step)
+        self.smooth = max(1, usual_smoothing(groups) if smooth is None else smooth)
+        self.outcomes = self.outcomes_of(self.metric)
+        told = {i: fairness.apart(groups[base], group, self.metric) for i, group in enumerate(groups) if i != base}
+        self.verdicts: list[Verdict | None] = judged(
+            base, self.outcomes, self.metric, {i: why for i, why in told.items() if why}
+        )
+
+    def _chosen(self, by: str | None) -> str:
+        if by is not None:
+            if by not in self.names:
+                raise UserError(f"--metric {by!r}: no run has it; write one of {', '.join(self.names) or '(none yet)'}")
+            return by
+        held_out = [name for name in self.names if name.startswith("eval_")]
+        if not fairness.same_tokenizer(self.groups):
+            held_out = [name for name in held_out if "bits_per_byte" in name] or held_out
+        return (held_out or [TRAIN_LOSS])[0]
+
+    def _step(self, asked: int | None) -> int | None:
+        """The step to compare at: the one asked for; the last that all have reached when no run is finished."""
+        reached = [set(dict(record.series(self.metric.name))) for record in self.records]
+        if asked is not None:
+            if not any(asked in steps for steps in reached):
+                every = sorted(set().union(*reached))
+                told = ", ".join(map(str, every[-8:])) or "none yet"
+                raise UserError(f"--step {asked}: no run has {self.metric.name} at it; the last there are: {told}")
+            return asked
+        common = set.intersection(*(steps for steps in reached if steps)) if any(reached) else set()
+        if any(record.finished for record in self.records) or not common:
+            return None
+        self.note = f"no run is finished: all are compared at step {max(common):,}, the last that they have in common"
+        return max(common)
+
+    def outcomes_of(self, asked: Metric) -> list[Outcome]:
+        """What every group has reached in a metric."""
+        return [outcome(group, asked, self.step) for group in self.groups]
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """Groups, the best first, those without a result last."""
+        sign = 1 if self.metric.lower_is_better else -1
+        places = [math.inf if found.mean is None else sign * found.mean.value for found in self.outcomes]
+        return sorted(range(len(places)), key=lambda index: places[index])
+
+    @functools.cached_property
+    def differing(self) -> list[str]:
+        """Paths of the settings that are not the same in all groups."""
+        return differing(self.groups)
+
+    @functools.cached_property
+    def changes(self) -> list[list[Change]]:
+        """Of every group, what it has other than the base."""
+        return [changes(self.groups[self.base], group) for group in self.groups]
+
+    @functools.cached_property
+    def warnings(self) -> list[str]:
+        """What makes the comparison unfair, or numbers not mean what they seem to."""
+        found = fairness.warnings(self.groups, self.metric, self.step)
+        return [self.note, *found] if self.note else found
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """As JSON can hold it: what `report --json` prints."""
+        from .comparison_json import to_dict
+
+        return to_dict(self)
+
+    def text(self, width: int = 100, with_samples: bool = False) -> str:
+        """For a terminal or a log, `width` characters wide where that is up to it."""
+        from .comparison_text import text
+
+        return text(self, width, with_samples)
+
+    def markdown(self) -> str:
+        """For a README, an issue or a pull request."""
+        from .markdown import markdown
+
+        return markdown(self)
+
+    def html(self) -> str:
+        """One page that needs nothing else: figures, tables, samples."""
+        from .page import page
+
+        return page(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        from .page import fragment
+
+        return fragment(self)
 
 
-def _keep(heap: list[Any], document: Pieces, number: int, gains: np.ndarray, top: int) -> None:
-    for index in np.argsort(-gains, kind="stable")[:top]:
-        gain = float(gains[index])
-        if gain <= 0 or (len(heap) == top and gain <= heap[0][0]):
-            break
-        entry = (gain, -number, -int(index), _place(document, number, int(index)))
-        heapq.heapreplace(heap, entry) if len(heap) == top else heapq.heappush(heap, entry)
+def finite(value: float | None) -> float | None:
+    """A number that JSON has, or None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
-def _place(document: Pieces, number: int, index: int) -> Place:
-    start = int(document.cuts[index])
-    text = document.piece(index)
-    stop = start + len(text)
-    bits = float(document.bits[0][index]), float(document.bits[1][index])
-    return Place(
-        document.text[max(0, start - CONTEXT) : start], text, document.text[stop : stop + CONTEXT], bits, number
-    )
-
-
-def _places(heap: list[Any]) -> list[Place]:
-    return [entry[3] for entry in sorted(heap, reverse=True)]
-
-
-def _interval(units: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float | None, str]:
-    """Half its width in bits per byte, and over what it was taken."""
-    if len(units) >= FEW_DOCUMENTS:
-        pairs = np.array([(difference.sum(), size.sum()) for difference, size in units])
-        return _half_of_ratio(pairs), f"{len(units)} documents"
-    difference, size = (np.concatenate(parts) for parts in zip(*units))
-    block = np.minimum(np.cumsum(size) * BLOCKS // max(1, int(size.sum())), BLOCKS - 1)
-    pairs = np.stack([np.bincount(block, weights=difference), np.bincount(block, weights=size)], axis=1)
-    pairs = pairs[pairs[:, 1] > 0]
-    return _half_of_ratio(pairs), f"{len(pairs)} blocks of text, for documents are few"
-
-
-def _half_of_ratio(pairs: np.ndarray) -> float | None:
-    """For sum(d) / sum(b) over units: the residuals d - ratio * b are what varies."""
-    count = len(pairs)
-    if count < 2:
-        return None
-    d, b = pairs[:, 0], pairs[:, 1]
-    residual = d - d.sum() / b.sum() * b
-    error = math.sqrt(count / (count - 1) * float((residual**2).sum())) / float(b.sum())
-    return t_quantile(LEVEL, count - 1) * error
+def value_at_end(record: Record, name: str, step: int | None) -> float | None:
+    """A result of one run, as the comparison takes it; None for what is not finite."""
+    return finite(value_of(record, name, step))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["LEVEL", "Difference", "Mean", "compared", "holm", "mean_of", "t_quantile", "two_sided"]
 
@@ -48,7 +48,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     return Mean(mean, deviation, t_quantile(LEVEL, n - 1) * deviation / math.sqrt(n), n)
 
 
-def compared(base: Mapping[object, float], other: Mapping[object, float]) -> Difference:
+def compared(base: Mapping[Any, float], other: Mapping[Any, float]) -> Difference:
     """`other` against `base`, both by seed: paired when they share enough seeds, Welch's test when not."""
     shared = [seed for seed in base if seed in other]
     if len(shared) >= max(2, min(MOST_SHARED, len(base), len(other))):

@@ -44,9 +44,14 @@ class Agreed(NamedTuple):
     save: bool  # or to save
     memory: list[int]  # peak bytes per rank
     saved: int  # how a save in the background ended
-    bubble: float  # mean share that ranks waited of the step, which lasts until all ranks have finished
+    bubbles: tuple[float, ...]  # share that each rank waited of the step, which lasts until all ranks have finished
     bad_gradients: tuple[str, ...] = ()  # names of parameters whose gradient is not finite
     bad_losses: tuple[int, ...] = ()  # ranks whose part of the loss is not finite
+
+    @property
+    def bubble(self) -> float:
+        """The mean over ranks."""
+        return sum(self.bubbles) / len(self.bubbles)
 
     @property
     def finite(self) -> bool:
@@ -94,7 +99,7 @@ class Ranks:
     def start(self, squares: Mapping[str, Tensor], said: Said) -> Exchange:
         """`agree` without waiting for the others."""
         tail = len(self.names)
-        vector = torch.zeros(tail + 5 + 3 * self.world, dtype=torch.float64)
+        vector = torch.zeros(tail + 4 + 4 * self.world, dtype=torch.float64)
         mine = {name: square for name, square in squares.items() if name in self.counted}
         if mine:
             values = torch.stack(list(mine.values())).cpu()  # one transfer for all parameters
@@ -102,10 +107,9 @@ class Ranks:
         vector[tail] = said.seconds if self.rank == 0 else 0.0
         vector[tail + 1] = float(said.stop)
         vector[tail + 2] = float(said.save)
-        vector[tail + 3] = said.busy
-        vector[tail + 4] = said.saved if self.rank == 0 else 0
-        for part, mine in enumerate((said.loss_sum or 0.0, said.memory, said.span)):  # a place for each rank
-            vector[tail + 5 + part * self.world + self.rank] = mine
+        vector[tail + 3] = said.saved if self.rank == 0 else 0
+        for part, mine in enumerate((said.loss_sum or 0.0, said.memory, said.span, said.busy)):  # a place for each rank
+            vector[tail + 4 + part * self.world + self.rank] = mine
         own, work = self._agreed(vector), None
         if self.world > 1:
             vector = vector.to(self.world_info.device if self.world_info.backend == "nccl" else "cpu")
@@ -117,14 +121,14 @@ class Ranks:
         tail, numbers = len(self.names), vector.tolist()
         squares = numbers[:tail]
         norm = math.sqrt(sum(squares))
-        seconds, stops, saves, all_busy, saved, *rest = numbers[tail:]
-        losses, memories, spans = (rest[i : i + self.world] for i in range(0, 3 * self.world, self.world))
+        seconds, stops, saves, saved, *rest = numbers[tail:]
+        losses, memories, spans, busy = (rest[i : i + self.world] for i in range(0, 4 * self.world, self.world))
         longest = max(spans)
-        bubble = max(0.0, 1 - all_busy / (self.world * longest)) if longest else 0.0
+        bubbles = tuple(max(0.0, 1 - worked / longest) if longest else 0.0 for worked in busy)
         lost = tuple(rank for rank, loss in enumerate(losses) if not math.isfinite(loss))
         bad = () if math.isfinite(norm) else tuple(n for n, s in zip(self.names, squares) if not math.isfinite(s))
         peaks = [int(n) for n in memories]
-        return Agreed(sum(losses), norm, seconds, stops > 0, saves > 0, peaks, int(saved), bubble, bad, lost)
+        return Agreed(sum(losses), norm, seconds, stops > 0, saves > 0, peaks, int(saved), bubbles, bad, lost)
 
 
 class Exchange(NamedTuple):

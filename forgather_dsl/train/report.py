@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,7 +50,10 @@ class Reporter:
                 "eval_fingerprint": prepared.held_out.fingerprint if prepared.held_out else None,
                 "gzip_bits_per_byte": prepared.held_out.gzip_bits_per_byte if prepared.held_out else None,
                 "eval_sets": {name: described_set(found) for name, found in prepared.eval_sets.items()},
+                "eval_bytes": prepared.held_out.num_bytes if prepared.held_out else None,
                 "num_parameters": self.num_parameters,
+                "device": device(self.session),
+                "ranks": self.session.world.size,
                 "steps": e.steps,
                 "progress": 0.0 if e.steps is None else self.session.step / e.steps,
             }
@@ -90,7 +95,7 @@ class Reporter:
         if not agreed.finite:
             record |= {"skipped": True, "why": session.guards.first_bad(agreed)}
         if session.ranks.world > 1:
-            record["bubble"] = agreed.bubble
+            record |= {"bubble": agreed.bubble, "bubbles": agreed.bubbles}
         self._log(record)
         self._steps, self._tokens, self._since = 0, 0, time.monotonic()
 
@@ -111,7 +116,13 @@ class Reporter:
     def sample(self, text: str) -> None:
         """What the model writes."""
         self._log({"step": self.session.step, "sample": text})
-        self._since = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes time here is not training, and does not count in its throughput."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
     def spike(self, jump: Jump) -> None:
         """A loss that jumped, and the run went on."""
@@ -151,15 +162,18 @@ def _facts(jump: Jump) -> dict[str, Any]:
     }
 
 
+def device(session: Session) -> str:
+    """What rank 0 computes on."""
+    if session.world.device.type == "cuda":
+        return torch.cuda.get_device_name(session.world.device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
 def banner(session: Session, num_parameters: int, resumed: Saved | None, changes: list[str]) -> str:
     """Target and lineage, model, data, plan, run directory."""
-    e, prepared, world = session.experiment, session.prepared, session.world
+    e, prepared = session.experiment, session.prepared
     lineage = " <- ".join(c.__name__ for c in type(e).__mro__ if getattr(c, "__root__", False))
-    where = (
-        torch.cuda.get_device_name(world.device)
-        if world.device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
+    where = device(session)
     plan, m, ranks, replicas = _strategy(e, session), num_microbatches(e), world_size(e), num_replicas(e)
     held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
     held_out += "".join(f", {name} {_si(found.num_bytes)}B" for name, found in prepared.eval_sets.items())

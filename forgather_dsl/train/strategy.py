@@ -16,12 +16,13 @@ from ..parallel.float8 import require_float8
 from ..parallel.group import Mesh, World
 from ..parallel.interpreter import Pipeline as Engine
 from ..parallel.shard import HeadShard
+from ..parallel.shared_state import Owner, SharedState
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import DDP, FP8, FSDP2, Experiment, Parallel, Pipeline, Single
 from .assembly import make_model, make_shard, make_stage
 
-__all__ = ["make_pipeline"]
+__all__ = ["make_owner", "make_pipeline"]
 
 Make = Callable[[Experiment, Layout, World, Mesh], Engine]
 
@@ -35,6 +36,12 @@ def make_pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Me
     return next(make for kind, make in STRATEGIES.items() if isinstance(experiment.parallel, kind))(
         experiment, layout, world, mesh
     )
+
+
+def make_owner(experiment: Experiment, pipeline: Engine, mesh: Mesh) -> Owner:
+    """What this rank trains of what it computes with."""
+    shares = isinstance(experiment.parallel, Pipeline) and experiment.parallel.shard_replicas
+    return SharedState(pipeline, mesh) if shares and mesh.peers is not None else Owner(pipeline)
 
 
 def _own(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Engine:

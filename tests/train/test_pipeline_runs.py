@@ -48,6 +48,7 @@ def test_two_stages_learn_the_same_as_one_process_bit_for_bit(single: Path, two_
 def test_a_pipeline_reports_its_bubble_and_the_memory_of_each_rank(two_stages: Path) -> None:
     for record in records(two_stages, "loss"):
         assert 0 <= record["bubble"] < 1
+        assert sum(record["bubbles"]) / 2 == record["bubble"]
         assert len(record["peak_memory_bytes"]) == 2
 
 

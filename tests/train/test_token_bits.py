@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from forgather_dsl import UserError
-from forgather_dsl.runs.comparison import compare_pieces
 from forgather_dsl.runs.token_bits import Pieces, pieces_of
+from forgather_dsl.runs.token_comparison import compare_pieces
 
 TEXT = "naïve cats sat; naïve dogs ran."
 
