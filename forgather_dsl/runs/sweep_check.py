@@ -52,7 +52,7 @@ def check_here(members: Sequence[Member], jobs: int) -> None:
     needs = sorted((host_need(chosen(member.experiment)) for member in members), reverse=True)
     there = host_memory()
     if (together := sum(needs[:jobs])) > there:
-        fit = max(count for count in range(1, jobs + 1) if sum(needs[:count]) <= there)
+        fit = max(count for count in range(1, jobs + 1) if sum(needs[:count]) <= there or count == 1)
         raise UserError(
             f"{jobs} of these experiments side by side need {gib(together)} of memory, this machine has {gib(there)}; write "
             f"--jobs {fit} (jobs={fit})",
