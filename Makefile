@@ -5,7 +5,7 @@ PY = $(VENV)/bin/python
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -q --benchmark-skip -n $(WORKERS) --dist loadfile
 
-.PHONY: run test test-slow check bench golden clean help
+.PHONY: run test test-slow check bench golden docs gallery clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -30,6 +30,12 @@ bench: $(VENV)/.installed-dev  ## the benchmarks; figures worth keeping go to be
 
 golden: $(VENV)/.installed-dev  ## write the golden snapshots and models of experiments/ anew, for review in the diff
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_experiments.py tests/codegen/test_golden_models.py
+
+docs: $(VENV)/.installed-dev  ## write the reference, the gallery and the pictures of docs/ anew, for review in the diff
+	$(PY) docs/write
+
+gallery: $(VENV)/.installed-dev  ## write docs/gallery.md anew: the plans of the recipes, and what docs/results.json holds
+	$(PY) docs/write gallery
 
 clean:  ## remove the virtual environment and caches of tools
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info build

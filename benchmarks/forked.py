@@ -27,12 +27,17 @@ Seconds = dict[str, list[float]]
 """Of each case, per round."""
 
 
-def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run `work(world, group, *arguments)` on forked ranks with one thread each; what rank 0 returned."""
+def on_ranks(
+    ranks: int, work: Callable[..., Any], *arguments: Any, enter: Callable[[int], None] = lambda rank: None
+) -> Any:
+    """Run `work(world, group, *arguments)` on forked ranks with one thread each; what rank 0 returned.
+
+    `enter(rank)` is called in each first, before anything is connected.
+    """
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
-        children = [_fork(rank, ranks, folder, work, arguments) for rank in range(ranks)]
+        children = [_fork(rank, ranks, folder, work, arguments, enter) for rank in range(ranks)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         if any(codes):
             raise RuntimeError(f"ranks ended with {codes}")
@@ -40,7 +45,14 @@ def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> Any:
             return pickle.load(file)
 
 
-def _fork(rank: int, ranks: int, folder: str, work: Callable[..., Any], arguments: Sequence[Any]) -> int:
+def _fork(
+    rank: int,
+    ranks: int,
+    folder: str,
+    work: Callable[..., Any],
+    arguments: Sequence[Any],
+    enter: Callable[[int], None],
+) -> int:
     child = os.fork()
     if child:
         return child
@@ -48,6 +60,7 @@ def _fork(rank: int, ranks: int, folder: str, work: Callable[..., Any], argument
     gc.freeze()  # what was imported: collecting between cases need not look at it
     try:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), STORE: f"{folder}/store"}
+        enter(rank)
         world = join("cpu", timeout_seconds=600)
         result = work(world, pipeline_group(world, ranks), *arguments)
         if rank == 0:

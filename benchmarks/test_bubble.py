@@ -1,28 +1,23 @@
 """The bubble of the real engine: ranks whose stages wait instead of compute, beside theory and beside torch's engine.
 
-`python benchmarks/test_bubble.py [--ranks 4] [--wait 100] ...` prints the table. A stage waits in F, in the backward to its
-input and in the backward to its weight, each a node of autograd of its own: torch's split runs a node that did both twice.
-With waits of nothing the same steps show what an engine costs per action.
+`python benchmarks/test_bubble.py [--ranks 4] [--wait 100] ...` prints the table; messages are of 4 KiB. With waits of nothing
+the same steps show what an engine costs per action.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.nn as nn
 from forked import PipelineGroup, World, interleaved, on_ranks, spread, table
-from torch.autograd.function import Function
+from waiting import Waiter, WaitingStage
 
-from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.interpreter import Pipeline
-from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.torch_engine import TorchPipeline
 from forgather_dsl.plan import schedules
 from forgather_dsl.plan.actions import Schedule
@@ -50,70 +45,6 @@ SCHEDULES: dict[str, Callable[[int, int], Schedule]] = {
     "ZeroBubble in a V": partial(_searched, chunks=2),
 }
 ENGINES = ("own", "torch", "torch+deferred")  # torch+deferred: torch's runtime with our deferred weight gradients
-WIDTH = 1024  # messages of 4 KiB
-
-
-class _Waits(Function):
-    """On the way from input to output."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, stage: WaitingStage) -> torch.Tensor:
-        ctx.stage = stage
-        stage.wait("F")
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        ctx.stage.wait("I")
-        return gradients[0], None
-
-
-class _WaitsForWeight(Function):
-    """On the branch of the weight alone. Deferred, its wait is queued and the weight gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, stage: WaitingStage) -> torch.Tensor:
-        ctx.stage = stage
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        if ctx.stage.deferred:
-            ctx.stage.gradients.add(ctx.stage.wait, "W")
-            return None, None
-        ctx.stage.wait("W")
-        return gradients[0], None
-
-
-class _Model(nn.Module):
-    dropout = 0.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.weight = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.ones(WIDTH))
-
-
-class WaitingStage(Stage):
-    """What `Pipeline` needs of a stage, waiting `seconds[kind]` instead of computing."""
-
-    def __init__(self, index: int, num_stages: int, seconds: dict[str, float], deferred: bool) -> None:
-        # nothing of a model: no call of Stage's own
-        self.index, self.num_stages, self.layers = index, num_stages, range(index, index + 1)
-        self.first, self.last, self.tied = index == 0, index == num_stages - 1, False
-        self.dim, self.dtype, self.device = WIDTH, torch.float32, torch.device("cpu")
-        self.model, self.gradients = _Model(), WeightGradients()
-        self.seconds, self.deferred = seconds, deferred
-
-    def wait(self, kind: str) -> None:
-        """Pretend to work."""
-        if self.seconds[kind]:
-            time.sleep(self.seconds[kind])
-
-    def forward(self, x: torch.Tensor, documents: Any, key: Any) -> torch.Tensor:
-        """Ids `[1, 1]` (first stage) or `[1, 1, WIDTH]` to `[1, 1, WIDTH]`."""
-        if self.first:
-            x = self.model.embedding.expand(1, 1, WIDTH)  # what makes an I of stage 0 do something
-        return _Waits.apply(x, self) * _WaitsForWeight.apply(self.model.weight, self)  # type: ignore[operator]
 
 
 def _step(schedule: Schedule, engine: str, group: PipelineGroup, waits: dict[str, float]) -> Callable[[], Any]:
@@ -125,7 +56,7 @@ def _step(schedule: Schedule, engine: str, group: PipelineGroup, waits: dict[str
             return waits[kind] / per_rank
 
     indices = schedule.stages_of(group.rank)
-    stages: Any = [WaitingStage(i, schedule.num_stages, Shared(), engine != "torch") for i in indices]
+    stages: Any = [WaitingStage(i, schedule.num_stages, Waiter(Shared()), engine != "torch") for i in indices]
     if engine == "own":
         pipeline = Pipeline(stages, schedule, 0, group)
     else:

@@ -36,17 +36,26 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .runs.comparison import compare
     from .runs.run import Run
+    from .runs.sweep import Sweep
     from .specs import *  # noqa: F403
     from .train.trainer import Trainer
 
 __version__ = "0.1.0"
 
-_PLACES = {"compare": ".runs.comparison", "Trainer": ".train.trainer", "Run": ".runs.run", "UserError": ".errors"}
+_PLACES = {
+    "compare": ".runs.comparison",
+    "Trainer": ".train.trainer",
+    "Run": ".runs.run",
+    "Sweep": ".runs.sweep",
+    "UserError": ".errors",
+}
 
 __all__ = [
     "BF16",
+    "DDP",
     "FP8",
     "FP32",
+    "FSDP2",
     "GELUMLP",
     "HF",
     "MLP",
@@ -120,16 +129,20 @@ __all__ = [
     "Spike",
     "Stdlib",
     "StdlibChat",
+    "Sweep",
     "SwiGLU",
+    "TensorBoard",
     "TextFiles",
     "Tokenizer",
     "TokenizerFile",
+    "Trackio",
     "TrainedBPE",
     "Trainer",
     "Update",
     "UserError",
     "VHalf",
     "VMin",
+    "WandB",
     "WarmupCosine",
     "WarmupStableDecay",
     "Watchdog",

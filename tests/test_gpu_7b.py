@@ -24,7 +24,7 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -54,6 +54,12 @@ def test_each_part_runs_small_and_is_not_run_again(tmp_path: Path) -> None:
     assert here > 0
     assert fast > slow > 0
     assert all("not measured" in row["replayed"] for row in alone if row.get("replayed", "").startswith("projection"))
+    done = check(*out, "--only", "Llama31OneCard")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "finished.json").read_text())["c Llama31OneCard"]["rows"]
+    assert [row["rank"] for row in rows if "planned" in row] == [0]
+    [losses] = [row["losses"] for row in rows if "losses" in row]
+    assert losses[0] > losses[-1]
     again = check(*out, "--only", "PP4OneFOneB")
     assert again.returncode == 0
     assert again.stdout.count("done before") == 2

@@ -14,8 +14,8 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, exporting, gallery, importing, listing, planning, reporting, saved, sourcing
-from .arguments import Debug, Json, Settings, Smoke, Target, complete_target
+from . import controlling, exporting, gallery, importing, listing, planning, reporting, running, saved, sourcing
+from .arguments import Debug, Json, Settings, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
 from .output import WRONG, complain, on_terminal, print_json, print_table, say
@@ -64,16 +64,15 @@ def ls(
 
     def work() -> None:
         rows = listing.rows(path if path is not None else listing.default_place())
-        if json:
-            print_json(rows)
-            return
-        print_table(("target", "bases", "", "what"), [_listed(row) for row in rows])
+        print_json(rows) if json else print_table(("target", "bases", "", "what"), map(_listed, rows))
 
     _end(work, debug)
 
 
 def _listed(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    state = "error" if row["error"] else "abstract" if row["abstract"] else "incomplete" if row["missing"] else ""
+    state = (
+        "error" if row["error"] else "abstract" if row["abstract"] else "incomplete" if row["missing"] else row["kind"]
+    )
     return row["target"], ", ".join(row["bases"]), state, row["error"] or row["doc"]
 
 
@@ -102,7 +101,11 @@ def show(
     def work() -> None:
         from ..dsl import warnings
         from .describing import said_by, values
+        from .sweeping import members, show_members, source_of
 
+        if (source := source_of(target)) is not None:
+            show_members(members(target, source, set_ or []), target, json)
+            return
         found, texts = values(target, set_ or [])
         for text in warnings(found):
             complain(text, "warning")
@@ -194,44 +197,6 @@ def graph(
 
 
 @app.command(cls=QuickCommand)
-def run(
-    target: Annotated[
-        str | None, typer.Argument(help="default: First of the gallery", autocompletion=complete_target)
-    ] = None,
-    set_: Settings = None,
-    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="the run directory")] = None,
-    resume: Annotated[str, typer.Option("--resume", help="auto, never, or the path of a checkpoint")] = "auto",
-    allow_change: Annotated[bool, typer.Option("--allow-change", help="resume a changed experiment")] = False,
-    smoke: Smoke = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="measure the model's parts first, and plan with that")
-    ] = False,
-    model: Annotated[
-        bool, typer.Option("--model/--no-model", help="at the end, write the model as one file that needs torch alone")
-    ] = True,
-    trust: Annotated[bool, typer.Option("--trust", help="of a run: import the user's own code that it names")] = False,
-    debug: Debug = False,
-) -> None:
-    """Train. Without a target: the first experiment of the gallery."""
-
-    def work() -> None:
-        from ..runs.run import is_run
-        from .targets import find_experiment, shrunk
-
-        chosen = gallery.first_target() if target is None else target
-        experiment = find_experiment(chosen, set_ or [], trust)
-        from ..train.trainer import Trainer
-
-        place = out if out is not None or not is_run(chosen) else chosen  # a run goes on where it is
-        if smoke:
-            experiment, place = shrunk(experiment, out, resume)
-        options = {"resume": resume, "allow_change": allow_change, "target": chosen, "command": sys.argv}
-        Trainer(experiment, out=place, profile=profile, trust=trust, model=model and not smoke, **options).fit()
-
-    _end(work, debug)
-
-
-@app.command(cls=QuickCommand)
 def generate(
     run: Annotated[str, typer.Argument(help="a run directory", autocompletion=complete_target)],
     prompt: Annotated[str, typer.Argument(help="how the text begins")],
@@ -274,6 +239,7 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
     _end(work, debug)
 
 
+app.command("run", cls=QuickCommand)(running.run_verb)
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
 app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
 app.command("export", cls=QuickCommand)(exporting.export_verb)

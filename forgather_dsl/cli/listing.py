@@ -12,14 +12,17 @@ from typing import Any
 from ..dsl import ConfigError, LoadError, is_mixin, missing
 from ..dsl.load import experiments_in, load_file, project_root
 from ..errors import UserError
-from ..runs.run import Run
-from . import gallery
+from ..runs.members import is_sweep_source
+from ..runs.run import Run, is_run
+from ..runs.sweep_index import is_sweep
+from . import gallery, sweeping
 from .targets import printing_to_stderr
 
 SKIPPED = {"__pycache__", "node_modules", "site-packages", "build", "dist", "runs"}
 RUN_MARKS = ("config.json", "snapshot.txt", "environment.json", "plan.json", "metrics.jsonl")
 MOST_FILES = 2000  # looked at below a folder
 Row = dict[str, Any]
+_EMPTY: Row = {"target": "", "doc": "", "bases": [], "abstract": False, "missing": [], "error": None, "kind": ""}
 
 
 def default_place() -> str:
@@ -39,6 +42,8 @@ def rows(place: str) -> list[Row]:
     Raises:
         LoadError: there is no such file or folder.
     """
+    if is_sweep(place) and not is_run(place):
+        return sweeping.rows(place)
     if of_a_run(place):
         return [_run_row(place)]
     if os.path.isfile(place):
@@ -61,14 +66,32 @@ def _rows_of(file: str) -> Iterator[Row]:
         with printing_to_stderr():
             module = load_file(file)
     except ConfigError as error:
-        yield {"target": name, "doc": "", "bases": [], "abstract": False, "missing": [], "error": str(error)}
+        yield {**_EMPTY, "target": name, "error": str(error)}
         return
     for cls in experiments_in(module):
         yield _row(f"{name}:{cls.__qualname__}", cls)
+    for key, value in vars(module).items():
+        if (
+            not key.startswith("_")
+            and is_sweep_source(value)
+            and getattr(value, "__module__", name_of(module)) == name_of(module)
+        ):
+            yield {**_EMPTY, "target": f"{name}:{key}", "doc": _sweep_doc(value), "kind": "sweep"}
+
+
+def name_of(module: Any) -> str:
+    """A module's own."""
+    return module.__name__
+
+
+def _sweep_doc(value: Any) -> str:
+    if callable(value):
+        return (value.__doc__ or "").strip().partition("\n")[0] or "a generator of experiments"
+    return f"{len(value)} experiments"
 
 
 def _run_row(place: str) -> Row:
-    row: Row = {"target": place, "doc": "", "bases": [], "abstract": False, "missing": [], "error": None}
+    row: Row = {**_EMPTY, "target": place}
     try:
         kind = type(Run(place).experiment)
         return {**row, "doc": f"a run of {kind.__name__}", "bases": [base.__name__ for base in kind.__bases__]}
@@ -84,7 +107,8 @@ def _row(target: str, cls: Any) -> Row:
         abstract, lacking, error = cls.__abstract__, [], f"{type(problem).__name__}: {problem}"
     doc = (cls.__dict__.get("__doc__") or "").strip().partition("\n")[0]
     bases = [base.__name__ for base in cls.__bases__]
-    return {"target": target, "doc": doc, "bases": bases, "abstract": abstract, "missing": lacking, "error": error}
+    row = {**_EMPTY, "target": target, "doc": doc, "bases": bases, "abstract": abstract}
+    return {**row, "missing": lacking, "error": error}
 
 
 def python_files(place: str) -> Iterator[str]:

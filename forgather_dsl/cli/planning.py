@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
+from ..runs.members import Item, Member
 from .arguments import Debug, Json, Settings, Smoke, Target, end
 from .output import on_terminal, print_json, print_table, say
 
@@ -44,8 +46,16 @@ def plan_verb(
         from ..plan.planner import plan
         from ..plan.profile import measured_with, read_profile
         from ..plan.smoke import smoke as shrink
+        from .sweeping import members, source_of
         from .targets import find_experiment
 
+        if (source := source_of(target)) is not None:
+            if draw or svg or html or exact or smoke:
+                raise UserError(
+                    f"{target} names several experiments; --draw, --svg, --html, --exact and --smoke take one"
+                )
+            _plan_members(members(target, source, set_ or []), gpus, profile, json)
+            return
         experiment, told = find_experiment(target, set_ or []), []
         if smoke:
             experiment, told = shrink(experiment)
@@ -61,6 +71,36 @@ def plan_verb(
             _print(found, data, draw)
 
     end(work, debug)
+
+
+def _plan_members(found: Sequence[Member], gpus: str | None, profile: str | None, json: bool) -> None:
+    """A plan for each member of a sweep, told in a line."""
+    from ..plan import tables
+    from ..plan.contract import to_dict
+    from ..plan.planner import plan
+    from ..plan.profile import measured_with, read_profile
+    from ..runs.sweep_check import check_configurations
+
+    check_configurations([Item(member.label, member.experiment) for member in found])
+    plans = [plan(measured_with(member.experiment, profile), gpus, read_profile(profile)) for member in found]
+    datas = [to_dict(planned, member.label) for planned, member in zip(plans, found)]
+    if json:
+        print_json(datas)
+        return
+    peaks = [max(rank["peak_gib"] for rank in data["ranks"]) for data in datas]
+    print_table(
+        ("experiment", "gpus", "schedule", "fits", "peak GiB", "tokens/s"),
+        [
+            (member.label, data["gpus"], data["schedule"], "yes" if data["fits"] else "no", f"{peak:.1f}", _rate(data))
+            for member, data, peak in zip(found, datas, peaks)
+        ],
+    )
+    say("assumed: " + "; ".join(tables.assumed(datas[0])))
+
+
+def _rate(data: dict[str, Any]) -> str:
+    rate = data["tokens_per_second"]
+    return "-" if rate is None else f"{rate:,.0f}"
 
 
 def _write_pictures(found: Plan, data: dict[str, Any], svg: str | None, html: str | None) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..dsl import ConfigError, Lazy, LoadError, check, is_mixin, load, override
 from ..dsl.load import is_root
 from ..plan.layout import schedule_problems
+from ..runs.members import is_sweep_source
 from ..runs.run import Run, is_run
 from ..train.directory import read_config
 from .output import say
@@ -24,16 +25,18 @@ def find(target: str, settings: Sequence[str] = (), trust: bool = False) -> Lazy
     """
     values = parse_settings(settings)
     if is_run(target):
-        return _override(read_config(target, trust=True) if trust else Run(target).experiment, values)
+        return overridden(read_config(target, trust=True) if trust else Run(target).experiment, values)
     if os.path.isdir(target):
         raise LoadError(f"{target} is a folder without config.json, so no run; write file.py:Class, or see ls {target}")
     with printing_to_stderr():
         found = load(target)
         if isinstance(found, type) and issubclass(found, Lazy):
             found = found()
+    if is_sweep_source(found):
+        raise LoadError(f"{target} names several experiments; `run`, `show` and `plan` take them, other verbs take one")
     if not isinstance(found, Lazy):
         raise LoadError(f"{target} is {found!r}, not an experiment; write class Mine(Experiment): ...")
-    return _override(found, values)
+    return overridden(found, values)
 
 
 def find_checked(target: str, settings: Sequence[str] = (), trust: bool = False) -> Lazy[Any]:
@@ -81,13 +84,14 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return {path.strip(): value for path, _, value in pairs}
 
 
-def _override(found: Lazy[Any], values: dict[str, str]) -> Lazy[Any]:
+def overridden(found: Lazy[Any], values: Mapping[str, str], option: str = "--set") -> Lazy[Any]:
+    """The same with values from the command line. Raises ConfigError that names the option."""
     if not values:
         return found
     try:
         return override(found, values)
     except ConfigError as error:
-        problems = [f"--set {problem}" for problem in error.problems]
+        problems = [f"{option} {problem}" for problem in error.problems]
         raise ConfigError("\n".join(problems), problems) from error
 
 

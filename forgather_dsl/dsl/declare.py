@@ -81,6 +81,7 @@ def _read_body(
         except ConfigError as error:
             errors.append(_error(cls, name, str(error)))
             continue
+        raw = _frozen(cls, name, raw)
         if type(raw) in _INSTEAD:
             kind = type(raw).__name__
             errors.append(
@@ -88,6 +89,16 @@ def _read_body(
             )
             continue
         yield name, (raw, value if isinstance(value, _Constraint) else None)
+
+
+def _frozen(cls: Any, name: str, value: Any) -> Any:
+    """A dict as a read-only mapping, where a base says that the field holds one."""
+    from .fields import annotation_of
+
+    base: Any = next((base for base in cls.__mro__[1:] if name in getattr(base, "__fields__", ())), None)
+    if type(value) is not dict or base is None or typing.get_origin(annotation_of(base, name)) is not Mapping:
+        return value
+    return types.MappingProxyType(dict(value))
 
 
 def _instead(cls: Any, name: str, value: Any) -> str:

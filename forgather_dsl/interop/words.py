@@ -34,7 +34,7 @@ def tokenizer_of(experiment: Experiment) -> Tokenizer:
     """What the run split its text with, and the chat template that it was trained with. Raises UserError: it cannot be had."""
     spec: Any = experiment.tokenizer
     try:
-        memo = check_sources(experiment)[2] if getattr(spec, "source", None) is not None else {}
+        memo = check_sources(experiment).memo if getattr(spec, "source", None) is not None else {}
         tokenizer: Tokenizer = build(spec, memo=memo)
         loaded = tokenizer.loaded
         if isinstance(experiment.data, ChatSource) and experiment.data.template is not None:

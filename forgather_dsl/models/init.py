@@ -65,8 +65,20 @@ def initialise(model: Any, seed: int, device: torch.device | str | None = None) 
 
 
 @torch.no_grad()
-def draw_weights(model: Any, seed: int) -> None:
-    """Fill every parameter of `model` for the first time.
+def initialise_part(model: Any, part: nn.Module, seed: int, device: torch.device) -> None:
+    """Move one part of `model` from the meta device to `device` and fill it; the rest may be anywhere, cut by rows too.
+
+    Raises `ValueError` as `initialise`.
+    """
+    _check_fillable(model, getattr(model, "init", None) is not None)
+    part.to_empty(device=device)
+    tie_weights(model)
+    draw_weights(model, seed, frozenset(part.modules()))
+
+
+@torch.no_grad()
+def draw_weights(model: Any, seed: int, within: frozenset[nn.Module] | None = None) -> None:
+    """Fill every parameter of `model` for the first time, or those of the modules `within`.
 
     Linear and embedding weights come from `model.init.fill`, their biases are 0. Any other module (and every module
     of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
@@ -75,6 +87,8 @@ def draw_weights(model: Any, seed: int) -> None:
     init = getattr(model, "init", None)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in reversed(list(model.named_modules())):  # children come before what holds them
+        if within is not None and module not in within:
+            continue
         if init is not None and _is_plain(module):
             name = names.pop(id(module.weight), None)
             if name is not None:

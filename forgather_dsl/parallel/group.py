@@ -15,9 +15,14 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
+from forgather_dsl.errors import UserError
 from forgather_dsl.parallel.launch import STORE
 from forgather_dsl.parallel.lifeline import die_with_launcher
+from forgather_dsl.parallel.meeting import choose_interface, not_met, require_reachable, several_machines, where
+from forgather_dsl.parallel.progress import PROGRESS
 
 __all__ = ["Mesh", "PipelineGroup", "World", "join", "leave", "make_mesh", "pipeline_group"]
 
@@ -70,7 +75,8 @@ def join(device: str = "auto", timeout_seconds: float = 1800.0) -> World:
     """Join the ranks this process was launched with; alone when it was not launched.
 
     `device` is "auto" (a GPU if there is one) or "cpu". With fewer GPUs than ranks on this machine the ranks share
-    them and messages go through host memory (NCCL allows one rank per GPU).
+    them and messages go through host memory (NCCL allows one rank per GPU). Raises UserError when ranks on several
+    machines do not find each other.
     """
     die_with_launcher()
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
@@ -87,8 +93,22 @@ def join(device: str = "auto", timeout_seconds: float = 1800.0) -> World:
         store = f"file://{os.environ[STORE]}"
         dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout)  # torchrun's environment
+        _meet(backend, timeout)
     return World(rank, size, place, backend)
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    """By torchrun's environment; ranks may be on other machines."""
+    choose_interface()
+    if several_machines():
+        PROGRESS.mark(f"meeting the other ranks ({where()})")
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        if several_machines():
+            require_reachable(PrefixStore("forgather/meeting", store))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(not_met(error), exit_code=4) from error
 
 
 def pipeline_group(world: World, num_ranks: int) -> PipelineGroup | None:

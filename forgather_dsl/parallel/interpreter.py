@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -22,7 +24,7 @@ from forgather_dsl.parallel.execution import Execution, Forward, Guess, Ran, Tim
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.losses import LossFn, loss_at, takes_head
 from forgather_dsl.parallel.messages import Messages, Route, Wire
-from forgather_dsl.parallel.shard import HeadShard
+from forgather_dsl.parallel.shard import HeadShard, Rows
 from forgather_dsl.parallel.spread import Spread, SpreadExecution
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.parallel.tied import TiedHead
@@ -42,6 +44,8 @@ class Pipeline:
     With a spread head the loss is cross entropy in fp32, and `loss_fn` is not called. `wire` stands in for the group's.
     Raises ValueError when the schedule is not valid or the stages are not the ones it places here.
     """
+
+    tells_of_arrivals = True  # whether its `listener` hears of gradients
 
     def __init__(
         self,
@@ -88,6 +92,23 @@ class Pipeline:
         for part in (*self.stages.values(), self.shard):
             if part is not None:
                 yield from part.named_parameters()
+
+    def rows(self) -> dict[str, Rows]:
+        """Of every parameter that is cut by rows among ranks: the rows that this rank's part of it has."""
+        shard = self.shard
+        return {} if shard is None else {shard.name: Rows(shard.shape, shard.rows.start, len(shard.rows))}
+
+    def counted(self) -> set[str]:
+        """Names of the parameters of which this rank's numbers stand for all ranks that have them: the first replica's."""
+        return {name for name, _ in self.named_parameters()} if self.replica == 0 else set()
+
+    def summed_later(self) -> set[str]:
+        """Names of the parameters whose gradients replicas still have to add up: of all of them."""
+        return {name for name, _ in self.named_parameters()}
+
+    def through(self, forward: Callable[..., torch.Tensor], *about: Any) -> torch.Tensor:
+        """`forward(*about)`: every way through the stages comes by here."""
+        return forward(*about)
 
     def step(
         self,
@@ -164,7 +185,7 @@ class Pipeline:
         offset, chosen, tokens = 0, [], tokens.to(self._device)
 
         def forward(stage: Stage, x: torch.Tensor, _: int) -> torch.Tensor:
-            return stage.decode(x, offset, caches[stage.index])
+            return self.through(stage.decode, x, offset, caches[stage.index])
 
         with self._session(training=False), torch.no_grad(), decoding():
             while len(chosen) < max_new_tokens and (not chosen or chosen[-1] != stop):
@@ -200,7 +221,7 @@ class Pipeline:
                 self.watch(stage, k, y)
             return loss_at(loss_fn, stage.model, y, targets[rows]) if stage.last and self.shard is None else y
 
-        return forward
+        return partial(self.through, forward)
 
     def _train(
         self,

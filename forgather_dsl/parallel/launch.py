@@ -51,7 +51,7 @@ def launch(command: Sequence[str], world: int, env: Mapping[str, str] | None = N
     Rank 0 has this process's stdout and stderr, the others its stderr only. OMP_NUM_THREADS is cores / ranks unless
     set. Returns 0, the exit code of the first rank that failed, 4 if that died of a signal, 130 if of an interrupt.
     """
-    with tempfile.TemporaryDirectory(prefix="forgather-") as folder, _Signals() as signals:
+    with tempfile.TemporaryDirectory(prefix="forgather-") as folder, Signals() as signals:
         common = {
             **environment(world),
             **_loopback(),
@@ -99,7 +99,7 @@ def _start(command: Sequence[str], env: Mapping[str, str], quiet: bool) -> subpr
     )
 
 
-def _wait(ranks: list[subprocess.Popen], signals: _Signals, over: str) -> int:
+def _wait(ranks: list[subprocess.Popen], signals: Signals, over: str) -> int:
     """Until all have ended: the first failure decides, and ends the rest, who find a file `over`."""
     code, deadline, cut_short = 0, float("inf"), False
     while any(process.returncode is None for process in ranks):
@@ -168,7 +168,7 @@ def _send(ranks: list[subprocess.Popen], number: int) -> None:
                 os.killpg(process.pid, number)
 
 
-class _Signals:
+class Signals:
     """Collects SIGINT and SIGTERM while ranks run (in the main thread: elsewhere Python does not let us)."""
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class _Signals:
         self.interrupted = False
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._take)

@@ -16,7 +16,7 @@ from forgather_dsl.parallel.failures import PeerLost
 from forgather_dsl.parallel.group import Mesh
 from forgather_dsl.parallel.progress import PROGRESS
 
-__all__ = ["BUCKET_BYTES", "sum_gradients"]
+__all__ = ["BUCKET_BYTES", "buckets", "sum_gradients"]
 
 BUCKET_BYTES = 64 * 2**20  # of gradients: the memory that a copy takes, against the latency of a message
 
@@ -31,11 +31,10 @@ def sum_gradients(parameters: Mapping[str, torch.nn.Parameter], mesh: Mesh, buck
     if mesh.peers is None:
         return
     trained = [parameters[name] for name in sorted(parameters) if parameters[name].requires_grad]
-    for bucket in _buckets(trained, bucket_bytes):
+    for bucket in buckets(trained, bucket_bytes):
         has = [float(p.grad is not None) for p in bucket]  # a layer that some replica never used has none there
-        one = bucket[0]
         gradients = [torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in bucket]
-        flat = torch.cat([one.new_tensor(has), *(g.flatten() for g in gradients)]).to(mesh.wire)
+        flat = torch.cat([gradients[0].new_tensor(has), *(g.flatten() for g in gradients)]).to(mesh.wire)
         PROGRESS.wait("the other replicas", "gradients")
         try:
             dist.all_reduce(flat, group=mesh.peers)
@@ -47,12 +46,12 @@ def sum_gradients(parameters: Mapping[str, torch.nn.Parameter], mesh: Mesh, buck
             parameter.grad = gradient.copy_(total.view_as(gradient)) if count else None
 
 
-def _buckets(parameters: list[torch.nn.Parameter], most: int) -> Iterator[list[torch.nn.Parameter]]:
-    """Neighbours of one dtype, up to `most` bytes together; a larger one alone."""
+def buckets(parameters: list[torch.nn.Parameter], most: int) -> Iterator[list[torch.nn.Parameter]]:
+    """Neighbours whose gradients have one format, up to `most` bytes together; a larger one alone."""
     bucket: list[torch.nn.Parameter] = []
     size = 0
     for parameter in parameters:
-        if bucket and (size + parameter.nbytes > most or parameter.dtype != bucket[0].dtype):
+        if bucket and (size + parameter.nbytes > most or parameter.grad_dtype != bucket[0].grad_dtype):
             yield bucket
             bucket, size = [], 0
         bucket.append(parameter)

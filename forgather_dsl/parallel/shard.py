@@ -21,7 +21,7 @@ from forgather_dsl.models.parts import drop_part, part_of
 from forgather_dsl.parallel.deferred import WeightGradients, accumulate_weight
 from forgather_dsl.parallel.stage import path_of
 
-__all__ = ["Combined", "HeadShard", "Partial", "Targets", "combine", "rows_of", "valid_tokens"]
+__all__ = ["Combined", "HeadShard", "Partial", "Rows", "Targets", "combine", "rows_of", "valid_tokens"]
 
 
 def rows_of(vocab_size: int, shard: int, num_shards: int) -> range:
@@ -29,6 +29,15 @@ def rows_of(vocab_size: int, shard: int, num_shards: int) -> range:
     size, more = divmod(vocab_size, num_shards)
     start = shard * size + min(shard, more)
     return range(start, start + size + (shard < more))
+
+
+class Rows(NamedTuple):
+    """Which rows of a tensor a rank has."""
+
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    start: int
+    count: int
 
 
 class Targets(NamedTuple):

@@ -37,7 +37,8 @@ class Stage:
     `model` is taken over and cut; with its head set to None the last stage ends with the norm (see `shard`). Under `autocast`
     (a dtype or None) the residual stream has that dtype on every stage, so that sending it changes nothing. `recompute`,
     `offload` and `mlp_tiles` say what each layer keeps for the backward, and where (see the module `recompute`).
-    Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them.
+    Its weights hold no values before `initialise(stage.model, seed)` or a checkpoint fills them; those of a `hollow` stage
+    have no memory either, until somebody places them.
     Raises ValueError when the model holds parameters outside its parts, or shared between stages.
     """
 
@@ -52,6 +53,7 @@ class Stage:
         recompute: Policy = "none",
         offload: bool = False,
         mlp_tiles: int = 1,
+        hollow: bool = False,
     ) -> None:
         if not layers or layers[0] < 0 or layers[-1] >= len(model.layers):
             raise ValueError(f"stage {index} would hold {layers} of a model with {len(model.layers)} layers")
@@ -66,7 +68,7 @@ class Stage:
         self.mirror_name = f"{path_of(model, part_of(model, 'head'))}.weight" if self.tied and self.last else None
         _check_parts(model, self.first, self.last, layers)
         self._cut()
-        self._materialise()
+        self._materialise(hollow)
         self.gradients = defer(model)
         self._run_layer = run_layer
         self.keeping = Keeping(recompute, self.gradients, Offload(device) if offload else None)
@@ -89,11 +91,13 @@ class Stage:
             drop_part(model, "norm")
             drop_part(model, "head")
 
-    def _materialise(self) -> None:
+    def _materialise(self, hollow: bool) -> None:
         model: Any = self.model
         lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
         if lost:
             raise ValueError(f"the buffer {lost[0]} has no values on the meta device: compute it in the forward")
+        if hollow:
+            return
         if any(parameter.is_meta for parameter in model.parameters()):
             model.to_empty(device=self.device)
         else:

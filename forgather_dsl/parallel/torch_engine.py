@@ -42,6 +42,8 @@ class TorchPipeline(Pipeline):
     Raises ValueError for what torch's runtime cannot do, and when this torch lacks the private names we need.
     """
 
+    tells_of_arrivals = False
+
     def __init__(
         self,
         stages: Sequence[Stage],

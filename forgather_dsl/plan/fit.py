@@ -13,7 +13,7 @@ from .advice import advise, written
 from .estimate import Estimate, RankMemory, Site, estimate, most_ranks_per_gpu
 from .hardware import GIB
 
-__all__ = ["described", "gib", "require_fit"]
+__all__ = ["described", "gib", "host_need", "require_fit"]
 
 
 def require_fit(experiment: Experiment) -> None:
@@ -37,6 +37,11 @@ def require_fit(experiment: Experiment) -> None:
     if not advice:
         advice = ["a smaller model (dim, num_layers, vocab_size) or a shorter seq_len would take less"]
     raise UserError("\n".join([_problem(experiment, found, site), *advice]), exit_code=3)
+
+
+def host_need(experiment: Experiment) -> int:
+    """Bytes that all of its ranks need in the memory of a host without GPUs."""
+    return Site((), hardware.host_memory()).need(estimate(experiment, on_gpu=False))
 
 
 def _ranks_here(world: int) -> range:

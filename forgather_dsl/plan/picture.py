@@ -169,9 +169,8 @@ def _legend(schedule: Schedule) -> Iterator[str]:
             x += 15
         yield f'<text class="mid" x="{x + 4}" y="38">{kind} {NAMES[kind]}</text>'
         x += 26 + 6.4 * len(f"{kind} {NAMES[kind]}")
-    told = "numbers are microbatches"
-    told += "; deeper colour: the later stages of a rank" if chunks > 1 else ""
-    yield f'<text class="mid faint" x="{x}" y="38">{told}; below: memory of microbatches</text>'
+    told = "numbers: microbatches" + ("; deeper: later stages of the rank" if chunks > 1 else "")
+    yield f'<text class="mid faint" x="{x}" y="38">{told}; below: their memory</text>'
 
 
 def _axis(makespan: float, scale: float, base: int) -> Iterator[str]:

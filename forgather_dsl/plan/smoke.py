@@ -51,6 +51,8 @@ def smoke(experiment: Experiment) -> tuple[Experiment, list[str]]:
     small = replace(experiment, **_length(experiment), **_text(experiment))
     if small.eval_data is not None and _of_the_hub(small.eval_data):
         small = replace(small, eval_data=replace(Stdlib(held_out=HELD_OUT), split="held_out"))
+    here = {name: source for name, source in small.eval_sets.items() if not _of_the_hub(source)}
+    small = replace(small, eval_sets=here)
     sizes = model_sizes(model, few_layers(model, _num_stages(experiment)), small.seq_len / experiment.seq_len)
     tokenizers = experiment.tokenizer.vocab_size, small.tokenizer.vocab_size
     sizes["vocab_size"] = -(-model.vocab_size * tokenizers[1] // tokenizers[0])  # some have more rows than tokens

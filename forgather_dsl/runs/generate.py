@@ -42,12 +42,14 @@ def generate(
         raise UserError(f"{path} was not trained on chat data but on {name}, so it has no template; leave out --chat")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(path, experiment, device)
-    source, _, memo = check_sources(experiment)
-    tokenizer = build(experiment.tokenizer, memo=memo)
+    sources = check_sources(experiment)
+    tokenizer = build(experiment.tokenizer, memo=sources.memo)
     pick, cache = picker(temperature, top_k, seed), KVCache()
     added: list[int] = []
     tokens, end = (
-        ask(source, tokenizer, prompt) if chat else ([tokenizer.eos_id, *tokenizer.encode(prompt)], tokenizer.eos_id)
+        ask(sources.train, tokenizer, prompt)
+        if chat
+        else ([tokenizer.eos_id, *tokenizer.encode(prompt)], tokenizer.eos_id)
     )
     with decoding(), repeatable(experiment.deterministic, device):
         while len(added) < max_new_tokens:

@@ -18,7 +18,7 @@ from .data import (
 )
 from .experiment import Experiment
 from .guard import Guard, Spike
-from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
+from .logging import Checkpoints, Console, Logger, Sampling, TensorBoard, Trackio, WandB, Watchdog
 from .model import (
     GELUMLP,
     MLP,
@@ -41,6 +41,8 @@ from .model import (
 )
 from .optimizers import SGD, Adafactor, AdamW, Lion, Muon, Optimizer
 from .parallel import (
+    DDP,
+    FSDP2,
     Auto,
     DualPipeV,
     GPipe,
@@ -78,8 +80,10 @@ from .update import AfterBackward, InBackward, OnHost, Update
 
 __all__ = [
     "BF16",
+    "DDP",
     "FP8",
     "FP32",
+    "FSDP2",
     "GELUMLP",
     "HF",
     "MLP",
@@ -148,13 +152,16 @@ __all__ = [
     "Stdlib",
     "StdlibChat",
     "SwiGLU",
+    "TensorBoard",
     "TextFiles",
     "Tokenizer",
     "TokenizerFile",
+    "Trackio",
     "TrainedBPE",
     "Update",
     "VHalf",
     "VMin",
+    "WandB",
     "WarmupCosine",
     "WarmupStableDecay",
     "Watchdog",

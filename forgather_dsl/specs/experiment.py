@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from ..dsl import Lazy, derived, replace
 from .data import ChatSource, Source, Stdlib, Tokenizer, TrainedBPE
+from .eval_sets import refused_sets
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
 from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
-from .parallel import Parallel, Pipeline, Single, described, placement
+from .parallel import DDP, FSDP2, Parallel, Pipeline, Single, described, placement
 from .recompute import FullRecompute, NoRecompute, Recompute, untileable
 from .training import (
     BF16,
@@ -74,6 +77,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
     seed: int = attrs.field(default=0, validator=at_least(0))
     init_from: str | None = None  # a run, a checkpoint or a Hugging Face folder whose weights the first start takes
     data: Source = Stdlib()
+    eval_sets: Mapping[str, Source] = MappingProxyType({})  # more held-out text, by name, evaluated beside `eval_data`
     isolate_documents: bool = derived(_packed)  # attention does not cross document boundaries
     optimizer: Optimizer = AdamW()
     lr_schedule: LRSchedule = WarmupCosine()
@@ -108,6 +112,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
 
     def __check__(self) -> Any:
         yield from self.__check_batch__()
+        yield from refused_sets(self.eval_sets, self.data)
         if all(stop is None for stop in (self.steps, self.tokens, self.epochs, self.seconds)):
             yield "steps", "nothing ends this run; write steps = 1000, tokens = ..., epochs = ... or seconds = ..."
         if self.model.vocab_size < self.tokenizer.vocab_size:
@@ -243,8 +248,11 @@ def num_shards(experiment: Experiment) -> int:
 
 
 def num_replicas(experiment: Experiment) -> int:
-    """How many copies of the model share the batch."""
-    return experiment.parallel.replicas if isinstance(experiment.parallel, Pipeline) else 1
+    """Among how many ranks, or pipelines of ranks, the batch is divided."""
+    parallel = experiment.parallel
+    if isinstance(parallel, FSDP2):
+        return parallel.shards * parallel.replicas
+    return parallel.replicas if isinstance(parallel, (DDP, Pipeline)) else 1
 
 
 def world_size(experiment: Experiment) -> int:

@@ -133,6 +133,25 @@ class Single(Parallel):
     """One process."""
 
 
+class DDP(Parallel):
+    """Every rank has the whole model and takes its share of the batch; gradients are added up while the backward goes on
+    (https://arxiv.org/abs/2006.15704).
+    """
+
+    replicas: int = attrs.field(default=2, validator=at_least(1, 4096))  # ranks, which share the batch
+
+
+class FSDP2(Parallel):
+    """Weights, gradients and optimizer state cut by rows over `shards` ranks, which share the batch; each layer is gathered
+    when it runs (https://arxiv.org/abs/2304.11277). With `replicas`, so many sets of shards (HSDP). Ranks: shards x replicas.
+    """
+
+    shards: int = attrs.field(default=2, validator=at_least(1, 4096))
+    replicas: int = attrs.field(default=1, validator=at_least(1, 4096))
+    reshard_after_forward: bool = True  # gather each layer again for its backward; False: keep it whole from F to B
+    offload: bool = False  # shards, their gradients and the optimizer on the host
+
+
 class Pipeline(Parallel):
     """The layers cut into stages that pass microbatches on; `replicas` of it share the batch. Ranks: stages x replicas.
 
@@ -147,6 +166,7 @@ class Pipeline(Parallel):
     )  # what runs training steps
     spread_head: bool = False  # the output head cut by rows of the vocabulary, a shard on every rank
     replicas: int = attrs.field(default=1, validator=at_least(1, 4096))  # copies of the model, which share the batch
+    shard_replicas: bool = False  # replicas keep a slice of the optimizer's state each, not all of it
     ranks_per_gpu: int = attrs.field(default=1, validator=at_least(1))  # at most; above 1, messages go through the host
 
     post_validation: bool = False  # update before all ranks have agreed on clipping, and take it back if it was wrong

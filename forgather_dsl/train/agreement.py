@@ -8,7 +8,7 @@ same parameters: those of the first count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -62,16 +62,18 @@ class Agreed(NamedTuple):
 class Ranks:
     """This process among the ranks of a run, and what they tell one another.
 
-    `names` are this rank's parameters; `first`: whether it belongs to the first replica.
+    `names` are this rank's parameters; `counted` those of which its numbers stand for all ranks that have the same: None for
+    all, none on later replicas.
     """
 
-    def __init__(self, world: World, names: list[str], first: bool = True) -> None:
+    def __init__(self, world: World, names: list[str], counted: Collection[str] | None = None) -> None:
         self.world_info, self.rank, self.world = world, world.rank, world.size
-        self.first = first
+        self.counted = frozenset(names if counted is None else counted)
+        self.first = counted is None or bool(counted)  # whether it belongs to the first replica
         everyone = self.gather(names)
         self.names = sorted(
             {name for part in everyone for name in part}
-        )  # a spread head is on every rank: squares add up
+        )  # of what is cut by rows, several ranks have some: squares add up
         self._slot = {name: i for i, name in enumerate(self.names)}
 
     def gather(self, value: Any) -> list[Any]:
@@ -98,9 +100,10 @@ class Ranks:
         """`agree` without waiting for the others."""
         tail = len(self.names)
         vector = torch.zeros(tail + 4 + 4 * self.world, dtype=torch.float64)
-        if squares and self.first:
-            values = torch.stack(list(squares.values())).cpu()  # one transfer for all parameters
-            vector[[self._slot[name] for name in squares]] = values
+        mine = {name: square for name, square in squares.items() if name in self.counted}
+        if mine:
+            values = torch.stack(list(mine.values())).cpu()  # one transfer for all parameters
+            vector[[self._slot[name] for name in mine]] = values
         vector[tail] = said.seconds if self.rank == 0 else 0.0
         vector[tail + 1] = float(said.stop)
         vector[tail + 2] = float(said.save)

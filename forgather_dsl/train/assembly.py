@@ -36,9 +36,15 @@ def make_model(experiment: Experiment) -> Any:
 
 
 def make_stage(
-    experiment: Experiment, model: Any, layout: Layout, index: int, device: torch.device, autocast: torch.dtype | None
+    experiment: Experiment,
+    model: Any,
+    layout: Layout,
+    index: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    hollow: bool = False,
 ) -> Stage:
-    """Stage `index` cut out of a model of its own; its weights hold no values yet."""
+    """Stage `index` cut out of a model of its own; its weights hold no values yet, those of a `hollow` one have no memory."""
     if layout.schedule.num_shards:
         drop_part(model, "head")  # a shard of it is on every rank
     if index == layout.schedule.num_stages - 1 and takes_head(build(experiment.loss)):
@@ -46,7 +52,7 @@ def make_stage(
     recompute: Any = layout.policies(experiment)[index]
     offload, tiles = experiment.recompute.offload, experiment.recompute.mlp_tiles
     where = index, layout.schedule.num_stages, layout.layers[index], device, autocast
-    stage = Stage(model, *where, recompute, offload, tiles)
+    stage = Stage(model, *where, recompute, offload, tiles, hollow)
     if isinstance(experiment.precision, FP8):
         to_float8(stage.model.layers)
     tied = [part_of(stage.model, part) for part in ("embed", "head")] if stage.tied else []

@@ -28,6 +28,7 @@ FREE = (
     "loggers",
     "checkpoints",
     "sampling",
+    "eval_sets",
     "watchdog",
     "log_every",
     "eval_every",

@@ -28,8 +28,10 @@ class Console:
             self._start = record
         elif "sample" in record:
             self._print(printable(f"sample  step {record['step']}\n{_indent(record['sample'])}"))
-        elif "eval_loss" in record:
-            self._print(f"eval    step {record['step']}  {self._eval_text(record)}")
+        elif sets := [key.removeprefix("eval_loss") for key in record if key.startswith("eval_loss")]:
+            for after in sets:
+                name = f"  {after[1:]}" if after else ""
+                self._print(f"eval    step {record['step']}{name}  {self._eval_text(record, after)}")
         elif "loss" in record:
             text = self._train_text(record)
             if self._live is not None:
@@ -49,14 +51,16 @@ class Console:
         else:
             print(text, flush=True)
 
-    def _eval_text(self, record: dict[str, Any]) -> str:
-        parts = [f"loss {record['eval_loss']:.4f}"]
-        if record.get("eval_bits_per_byte") is not None:
-            parts.append(f"{record['eval_bits_per_byte']:.4f} bits/byte")
-            gzip = self._start.get("gzip_bits_per_byte")
+    def _eval_text(self, record: dict[str, Any], after: str) -> str:
+        parts = [f"loss {record[f'eval_loss{after}']:.4f}"]
+        if record.get(f"eval_perplexity{after}") is not None:
+            parts.append(f"perplexity {record[f'eval_perplexity{after}']:.4g}")
+        bits = record.get(f"eval_bits_per_byte{after}")
+        if bits is not None:
+            parts.append(f"{bits:.4f} bits/byte")
+            gzip = self._start.get("gzip_bits_per_byte") if not after else None  # of eval_data alone
             if gzip is not None:
-                change = 100 * (record["eval_bits_per_byte"] / gzip - 1)
-                parts.append(f"gzip -9 on the same text {gzip:.4f} ({change:+.1f} %)")
+                parts.append(f"gzip -9 on the same text {gzip:.4f} ({100 * (bits / gzip - 1):+.1f} %)")
         return "  ".join(parts)
 
     def _train_text(self, record: dict[str, Any]) -> str:

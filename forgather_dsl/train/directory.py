@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -85,8 +86,18 @@ def require_checkpoint(resume: str) -> None:
     )
 
 
-def write(experiment: Experiment, path: str, target: str | None, command: list[str] | None) -> None:
-    """Create the directory, or bring its description up to date before a resume."""
+def write(
+    experiment: Experiment,
+    path: str,
+    target: str | None,
+    command: list[str] | None,
+    beside: Mapping[str, object] | None = None,
+) -> None:
+    """Create the directory, or bring its description up to date before a resume.
+
+    Args:
+        beside: what a member of a sweep shares the machine with: its times are not those of a run alone.
+    """
     config = json.dumps(to_dict(experiment), indent=1) + "\n"
     try:
         os.makedirs(os.path.join(path, "checkpoints"), exist_ok=True)
@@ -95,6 +106,7 @@ def write(experiment: Experiment, path: str, target: str | None, command: list[s
     _replace(os.path.join(path, "config.json"), config)
     _replace(os.path.join(path, "snapshot.txt"), snapshot(experiment))
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
+    described |= {} if beside is None else {"sweep": dict(beside)}
     _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")
     _replace(os.path.join(path, "plan.json"), json.dumps(plan(experiment), indent=1) + "\n")
     for file in sources(experiment):

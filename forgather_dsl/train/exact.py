@@ -173,7 +173,7 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
             if stage.keeping.offload is not None:
                 stage.keeping.offload.empty = partial(_on_host, live)
         with as_on_gpu() if on_gpu else nullcontext():
-            _steps(experiment, pipeline, live, on_gpu)
+            _steps(experiment, pipeline, live, on_gpu, short=fake)
     kinds = {kind: live.at_peak[kind] for kind in KINDS}
     return ExactRank(rank, kinds, layout.schedule.num_microbatches, time.perf_counter() - started, live.most_on_host)
 
@@ -195,8 +195,9 @@ def _watch(model: Any, live: LiveBytes) -> None:
             parameter.register_post_accumulate_grad_hook(lambda p: live.hold(p.grad, "gradients"))
 
 
-def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool) -> None:
-    """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are."""
+def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool, short: bool) -> None:
+    """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are. `short` leaves
+    out updates that take what others have taken."""
     tokens, targets = (torch.zeros(experiment.batch_size, experiment.seq_len, dtype=torch.long) for _ in range(2))
     documents = torch.zeros_like(tokens) if experiment.isolate_documents else None
     trained = dict(pipeline.named_parameters())
@@ -210,14 +211,14 @@ def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: 
             for parameter in trained.values():
                 parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
             if optimizer is not None:
-                optimizer.step()
+                _first_update(optimizer, short)
         for parameter in trained.values():
             parameter.grad = None
         live.restart()
         pipeline.listener = listener(experiment, pipeline, optimizer, live)
         with live.during("activations"):
             pipeline.step(tokens, targets, documents, build(experiment.loss), 0, tokens.numel())
-        _update(experiment, trained, optimizer, live)
+        _update(experiment, trained, optimizer, live, short)
 
 
 def _kind(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
@@ -245,7 +246,7 @@ def _as_on_gpu(optimizer: Any) -> None:
             rule.bf16 = True
 
 
-def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, live: LiveBytes) -> None:
+def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, live: LiveBytes, short: bool) -> None:
     """Norm, clipping and the optimizer's step, as train/loop.py does them; the norm is taken to exceed the limit."""
     with live.during("gradients"):
         squares = [sum_of_squares(p.grad) for p in trained.values() if p.grad is not None]
@@ -254,5 +255,28 @@ def _update(experiment: Experiment, trained: dict[str, Any], optimizer: Any, liv
         if experiment.clip_norm is not None:
             clip(list(trained.values()), 2 * experiment.clip_norm, experiment.clip_norm)
     with live.during("optimizer"):
-        if optimizer is not None:
+        if short and isinstance(optimizer, Engine):
+            for name in _one_of_each(optimizer):
+                optimizer.step_one(name)
+        elif optimizer is not None:
             optimizer.step()
+
+
+def _first_update(optimizer: Any, short: bool) -> None:
+    """Make every parameter's state."""
+    if short and isinstance(optimizer, Engine):
+        chunks, optimizer.most_chunks = optimizer.most_chunks, 1
+        optimizer.step()
+        optimizer.most_chunks = chunks
+    else:
+        optimizer.step()
+
+
+def _one_of_each(optimizer: Engine) -> list[str]:
+    """Parameters with gradients, one of every shape, format and rule: one after another, the others take what it takes."""
+    kinds: dict[Any, str] = {}
+    for group in optimizer.param_groups:
+        for name, p in zip(group["param_names"], group["params"], strict=True):
+            if p.grad is not None:
+                kinds.setdefault((id(group["rule"]), p.shape, p.dtype), name)
+    return list(kinds.values())

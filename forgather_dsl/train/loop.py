@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..errors import Interrupted
 from ..parallel.progress import PROGRESS
-from ..parallel.replicas import sum_gradients
 from ..specs import Pipeline
 from .agreement import Agreed
 from .batches import tensors
@@ -54,8 +53,9 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
     tokens, targets, documents = tensors(batch)
     with doing(f"in training step {session.step + 1}"):
         session.update.begin()
+        session.reducer.begin()
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
-        sum_gradients(session.parameters, session.mesh)
+        session.reducer.finish()
     agreed = session.ranks.agree(session.update.squares(), session.said(loss, *request.poll()))
     PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory
@@ -101,7 +101,7 @@ def at_intervals(session: Session, report: Reporter) -> None:
     """What is due after this step, the last one apart."""
     e = session.experiment
     session.lost.tell()
-    if e.eval_every and session.step % e.eval_every == 0 and session.held_out is not None:
+    if e.eval_every and session.step % e.eval_every == 0 and session.held_out:
         _evaluate(session, report)
     if e.sample_every and session.step % e.sample_every == 0 and e.sampling is not None:
         _sample(session, report)
@@ -122,7 +122,7 @@ def stop_or_save(session: Session, request: StopRequest, stop: bool, save: bool)
 def finish(session: Session, report: Reporter) -> None:
     """The end of a run: evaluation, a sample, the last checkpoint."""
     session.lost.tell()
-    if session.held_out is not None:
+    if session.held_out:
         _evaluate(session, report)
     if session.experiment.sampling is not None:
         _sample(session, report)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ..parallel.progress import PROGRESS
-from ..parallel.replicas import sum_gradients
 from .agreement import Agreed
 from .batches import tensors
 from .gradients import clip
@@ -38,8 +37,9 @@ def post_validated(session: Session, report: Reporter, request: StopRequest) -> 
         done = progress(session, 0.0, ahead=valid)
         tokens, targets, documents = tensors(batch)
         with doing(f"in training step {session.step + 1}"):
+            session.reducer.begin()
             loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid, update)
-            sum_gradients(session.parameters, session.mesh)
+            session.reducer.finish()
         before = update.agreed if update is not None else None
         stop, save = (before.stop, before.save) if before is not None else (False, False)
         lr = set_learning_rate(session, done)

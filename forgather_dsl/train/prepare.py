@@ -14,32 +14,42 @@ from ..specs import Experiment
 
 
 class Prepared(NamedTuple):
-    """What the session reads: a tokenizer, the training tokens, the held-out tokens if there are any."""
+    """What the session reads: a tokenizer, the training tokens, the held-out tokens if there are any, those of named sets."""
 
     tokenizer: Any
     source: Any
     train: TokenFile | ChatFile
     held_out: TokenFile | ChatFile | None
+    eval_sets: dict[str, TokenFile | ChatFile]
 
 
-def check_sources(experiment: Experiment) -> tuple[Any, Any | None, dict[int, Any]]:
+class Sources(NamedTuple):
+    """The sources of an experiment, checked. `memo` is what `build` has made so far."""
+
+    train: Any
+    by_path: dict[str, Any]  # data, eval_data unless there is none, eval_sets.NAME
+    memo: dict[int, Any]
+
+
+def check_sources(experiment: Experiment) -> Sources:
     """Build the sources and look at their files; cheap. Raises UserError."""
     memo: dict[int, Any] = {}
-    train = build(experiment.data, memo=memo)
-    held_out = build(experiment.eval_data, memo=memo) if experiment.eval_data is not None else None
+    specs = {"data": experiment.data, "eval_data": experiment.eval_data}
+    specs |= {f"eval_sets.{name}": spec for name, spec in experiment.eval_sets.items()}
+    sources = {path: build(spec, memo=memo) for path, spec in specs.items() if spec is not None}
     problems: dict[str, str] = {}  # by text: what is held out is of the same files
-    for name, source in (("data", train), ("eval_data", held_out)):
+    for path, source in sources.items():
         try:
-            if source is not None:
-                source.check()
+            source.check()
         except UserError as error:
-            problems.setdefault(str(error), f"{name}{said_at(experiment, name)}: {error}")
+            problems.setdefault(str(error), f"{path}{said_at(experiment, path)}: {error}")
     if problems:
         raise UserError("\n".join(problems.values()))
-    return train, held_out, memo
+    return Sources(sources["data"], sources, memo)
 
 
-def _tokenized(source: Any, tokenizer: Any) -> TokenFile | ChatFile:
+def tokenized(source: Any, tokenizer: Any) -> TokenFile | ChatFile:
+    """From the cache, or made. Raises UserError."""
     return tokenize_chat(source, tokenizer) if isinstance(source, ChatSource) else tokenize(source, tokenizer)
 
 
@@ -49,19 +59,19 @@ def prepare(experiment: Experiment) -> Prepared:
     Raises:
         UserError: a source is missing, empty or not text, or shorter than one sequence.
     """
-    train, held_out, memo = check_sources(experiment)
-    tokenizer = build(experiment.tokenizer, memo=memo)
+    sources = check_sources(experiment)
+    tokenizer = build(experiment.tokenizer, memo=sources.memo)
     if tokenizer.vocab_size > experiment.model.vocab_size:
         raise UserError(
             f"model.vocab_size is {experiment.model.vocab_size}, smaller than the tokenizer's {tokenizer.vocab_size}; "
             f"write vocab_size={tokenizer.vocab_size}"
         )
-    files = [_tokenized(source, tokenizer) if source is not None else None for source in (train, held_out)]
-    assert files[0] is not None
-    for name, file in zip(("data", "eval_data"), files):
+    files = {path: tokenized(source, tokenizer) for path, source in sources.by_path.items()}
+    for path, file in files.items():
         if isinstance(file, TokenFile) and file.num_tokens <= experiment.seq_len:
             raise UserError(
-                f"{name}{said_at(experiment, name)}: {file.num_tokens} tokens are fewer than one sequence of seq_len {experiment.seq_len} and the token "
-                f"after it; write seq_len = {max(1, file.num_tokens - 1)} or less, or add text"
+                f"{path}{said_at(experiment, path)}: {file.num_tokens} tokens are fewer than one sequence of seq_len "
+                f"{experiment.seq_len} and the token after it; write seq_len = {max(1, file.num_tokens - 1)} or less, or add text"
             )
-    return Prepared(tokenizer, train, files[0], files[1])
+    sets = {name: files[f"eval_sets.{name}"] for name in experiment.eval_sets}
+    return Prepared(tokenizer, sources.train, files["data"], files.get("eval_data"), sets)

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..dsl import build
+from ..data.chat_tokens import ChatFile
+from ..data.tokens import TokenFile
+from ..dsl import build, snapshot
 from ..parallel.progress import PROGRESS
-from ..specs import ChatSource
-from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks
+from ..specs import FSDP2, ChatSource, Pipeline
+from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks, world_size
 from .agreement import Agreed
 from .checkpoint import Saved
 from .evaluate import Evaluation
 from .flops import peak, per_token
 from .metrics import MetricsFile
+from .services import RunFacts, started
 from .session import Session
 from .spikes import Jump
 
@@ -35,7 +38,8 @@ class Reporter:
         if session.ranks.rank == 0:
             print(banner(session, self.num_parameters, resumed, changes), flush=True)
             metrics = os.path.join(session.path, "metrics.jsonl")
-            loggers = [build(logger) for logger in session.experiment.loggers]
+            about = RunFacts(session.path, snapshot(session.experiment), session.step, resumed is not None)
+            loggers = [started(build(logger), about) for logger in session.experiment.loggers]
             after, rollbacks = session.step if resumed else -1, session.guards.rollbacks
             self._sinks = [MetricsFile(metrics, after_step=after, rollbacks=rollbacks), *loggers]
 
@@ -48,6 +52,7 @@ class Reporter:
                 "eval_fingerprint": prepared.held_out.fingerprint if prepared.held_out else None,
                 "gzip_bits_per_byte": prepared.held_out.gzip_bits_per_byte if prepared.held_out else None,
                 "eval_bytes": prepared.held_out.num_bytes if prepared.held_out else None,
+                "eval_sets": {name: described_set(found) for name, found in prepared.eval_sets.items()},
                 "num_parameters": self.num_parameters,
                 "device": device(self.session),
                 "ranks": self.session.world.size,
@@ -104,9 +109,10 @@ class Reporter:
         e = self.session.experiment
         return rate * per_token(self.num_parameters, e.model, e.seq_len) / (best * world.size)
 
-    def evaluation(self, result: Evaluation) -> None:
-        """A record of the held-out text."""
-        self._log({"step": self.session.step, "eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte})
+    def evaluation(self, results: dict[str, Evaluation]) -> None:
+        """A record of the held-out text, all sets in one."""
+        values = [result.record(name) for name, result in results.items()]
+        self._log({"step": self.session.step, **{key: value for record in values for key, value in record.items()}})
 
     def sample(self, text: str) -> None:
         """What the model writes."""
@@ -142,6 +148,11 @@ class Reporter:
             print(next_commands(self.session.path, self.session.experiment), flush=True)
 
 
+def described_set(tokens: TokenFile | ChatFile) -> dict[str, Any]:
+    """A set of held-out text, for the record: two numbers compare where the fingerprints are the same."""
+    return {"fingerprint": tokens.fingerprint, "tokens": tokens.num_tokens, "bytes": tokens.num_bytes}
+
+
 def _facts(jump: Jump) -> dict[str, Any]:
     return {
         "since": jump.since,
@@ -164,12 +175,9 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
     e, prepared = session.experiment, session.prepared
     lineage = " <- ".join(c.__name__ for c in type(e).__mro__ if getattr(c, "__root__", False))
     where = device(session)
-    pipelined, replicas, m = pipeline_ranks(e), num_replicas(e), num_microbatches(e)
-    ranks, stages = pipelined * replicas, session.pipeline.schedule.num_stages
-    plan = f"{stages} stages" + (f" on {pipelined} ranks" if stages != pipelined else "")
-    plan = f"{plan}, {type(e.parallel.schedule).__name__}" if ranks > 1 else "1 process"  # type: ignore[attr-defined]
-    plan = f"{replicas} replicas of {plan}" if replicas > 1 else plan
+    plan, m, ranks, replicas = _strategy(e, session), num_microbatches(e), world_size(e), num_replicas(e)
     held_out = f", held out {_si(prepared.held_out.num_bytes)}B" if prepared.held_out else ""
+    held_out += "".join(f", {name} {_si(found.num_bytes)}B" for name, found in prepared.eval_sets.items())
     stops = [
         f"{e.steps:,} steps" if e.steps else "",
         f"{_si(e.tokens)} tokens" if e.tokens else "",
@@ -189,6 +197,20 @@ def banner(session: Session, num_parameters: int, resumed: Saved | None, changes
         lines.append(f"resume  step {session.step}, {resumed.path}")
     lines += [f"change  {text}" for text in changes]
     return "\n".join(lines)
+
+
+def _strategy(experiment: Any, session: Session) -> str:
+    """How a step is spread over ranks."""
+    parallel, copies = experiment.parallel, num_replicas(experiment)
+    if isinstance(parallel, FSDP2):
+        sets = f"{parallel.replicas} sets of " if parallel.replicas > 1 else ""
+        return f"{sets}{parallel.shards} shards" + (" on the host" if parallel.offload else "")
+    if not isinstance(parallel, Pipeline):
+        return f"{copies} replicas" if copies > 1 else "1 process"
+    ranks, stages = pipeline_ranks(experiment), session.pipeline.schedule.num_stages
+    plan = f"{stages} stages" + (f" on {ranks} ranks" if stages != ranks else "")
+    plan = f"{plan}, {type(parallel.schedule).__name__}" if ranks * copies > 1 else "1 process"
+    return f"{copies} replicas of {plan}" if copies > 1 else plan
 
 
 def next_commands(path: str, experiment: Any) -> str:

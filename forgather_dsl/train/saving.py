@@ -34,14 +34,14 @@ def make_saver(session: Session) -> Saver:
 
 
 def contents(session: Session) -> Contents:
-    """What this rank saves now. Ranks of the first replica write tensors, all of them their random state."""
+    """What this rank saves now: the tensors that it stands for, and its random state."""
     loader = session.loader
     data = {**loader.state_dict(), "seq_len": loader.seq_len, "fingerprint": loader.fingerprint}
     data["sequences"] = loader.num_sequences
     kind = _kind(session.experiment)
     state = {"data": data, "optimizer": kind, "tokens": session.tokens, "seconds": session.elapsed()}
     state["guards"] = session.guards.state_dict()
-    sources, scalars = _sources(session) if session.ranks.first else ([], {})
+    sources, scalars = _sources(session)
     return Contents(
         session.step,
         sources,
@@ -166,11 +166,14 @@ def _odd_state(session: Session, saved: Saved, wanted: list[str]) -> str | None:
 
 def _sources(session: Session) -> tuple[list[Source], dict[str, dict[str, Any]]]:
     """Weights and the optimizer's tensors, its other state by parameter."""
-    sources = [_weight(session, name, parameter) for name, parameter in session.parameters.items()]
+    counted = session.ranks.counted
+    sources = [_weight(session, name, p) for name, p in session.parameters.items() if name in counted and p.numel()]
     scalars: dict[str, dict[str, Any]] = {}
-    for name, _, state in session.optimizer.named_states():
+    for name, _, state in session.optimizer.named_states() if counted else ():
+        if name not in counted:
+            continue
         tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
-        sources += [source(f"optimizer/{name}/{k}", tensor) for k, tensor in tensors.items()]
+        sources += [source(f"optimizer/{name}/{k}", tensor) for k, tensor in tensors.items() if tensor.numel()]
         scalars[name] = {k: v for k, v in state.items() if k not in tensors}
     return sources, scalars
 
@@ -199,16 +202,18 @@ def set_weight(session: Session, name: str, value: torch.Tensor) -> None:
 
 
 def slices(session: Session, keys: Iterable[str]) -> dict[str, Slice]:
-    """Of which tensors this rank holds a slice: weight (by key or by name) and optimizer state of a spread head."""
-    shard = session.pipeline.shard
-    if shard is None:
-        return {}
-
-    def mine(key: str) -> Slice:
-        columns = state_columns(key, shard.dim)
-        return Slice((shard.vocab_size, columns), (shard.rows.start, 0), (len(shard.rows), columns))
-
-    return {key: mine(key) for key in keys if shard.name in (key.removeprefix("weights/"), _owner(key))}
+    """Of which tensors this rank holds a slice: weights (by key or by name) and optimizer state of what is cut by rows."""
+    cut, found = session.pipeline.rows(), {}
+    for key in keys if cut else ():
+        name = key.removeprefix("weights/") if key.startswith("weights/") else _owner(key) or key
+        rows = cut.get(name)
+        if rows is not None and not key.endswith("/step"):
+            others = list(rows.shape[1:])
+            if len(others) == 1:
+                others = [state_columns(key, others[0])]
+            start = (rows.start, *[0] * len(others))
+            found[key] = Slice((rows.shape[0], *others), start, (rows.count, *others))
+    return found
 
 
 def _kind(experiment: Experiment) -> str:

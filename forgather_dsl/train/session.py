@@ -21,29 +21,27 @@ from ..data.order import Sequences
 from ..data.packing import PackedLoader
 from ..dsl import ConfigError, build
 from ..errors import Interrupted, UserError
-from ..models.init import initialise
-from ..parallel.compiled import require_compiler
 from ..parallel.failures import PeerLost
-from ..parallel.float8 import require_float8
 from ..parallel.group import Mesh, World, join, leave, make_mesh
-from ..parallel.interpreter import Pipeline
+from ..parallel.meeting import several_machines
 from ..parallel.progress import PROGRESS, on_disk
-from ..parallel.shard import HeadShard
-from ..parallel.stage import Stage
+from ..parallel.reducing import make_reducer
 from ..plan.layout import Layout
-from ..specs import FP8, Experiment
+from ..specs import Experiment
 from ..specs.experiment import world_size
 from . import saving
 from .agreement import Ranks, Said
-from .assembly import make_loss, make_model, make_optimizer, make_shard, make_stage
+from .assembly import make_loss, make_optimizer
 from .checkpoint import Saved
 from .directory import read_layout
 from .first_weights import begin_with
 from .guards import Guards
 from .lost_updates import LostUpdates
+from .machines import require_same_data, require_shared
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
+from .strategy import make_pipeline
 from .update.applying import make_update
 from .watching import Watch
 
@@ -58,18 +56,18 @@ class Session:
         self.experiment, self.path, self.prepared, self.world = experiment, path, prepared, world
         layout = read_layout(path)
         self.mesh = _mesh(experiment, layout, world)
-        self.pipeline = _pipeline(experiment, layout, world, self.mesh)
+        self.pipeline = make_pipeline(experiment, layout, world, self.mesh)
         self.parameters = dict(self.pipeline.named_parameters())
-        self.ranks = Ranks(world, list(self.parameters), first=self.mesh.replica == 0)
-        shard = self.pipeline.shard
-        first_rows = {} if shard is None else {shard.name: shard.rows.start}
+        self.ranks = Ranks(world, list(self.parameters), self.pipeline.counted())
+        first_rows = {name: rows.start for name, rows in self.pipeline.rows().items()}
         self.optimizer = make_optimizer(experiment, self.parameters, first_rows)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
         self.loss_fn = make_loss(experiment, world.device)
         self.loader = self._loader(prepared.train, shuffle=True)
-        self.held_out = self._loader(prepared.held_out, shuffle=False) if prepared.held_out else None
+        sets = {"": prepared.held_out, **prepared.eval_sets}
+        self.held_out = {name: self._loader(found, shuffle=False) for name, found in sets.items() if found is not None}
         self.step = 0  # optimizer steps done
         self.tokens = 0  # trained on
         self.seconds = 0.0  # of training, over all starts
@@ -79,6 +77,7 @@ class Session:
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
         self.update = make_update(self)
+        self.reducer = make_reducer(self.pipeline, self.mesh)
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
@@ -103,7 +102,8 @@ class Session:
 
     def num_parameters(self) -> int:
         """Of the whole model, each once."""
-        return sum(self.ranks.gather(sum(p.numel() for p in self.parameters.values()) if self.ranks.first else 0))
+        counted = self.ranks.counted
+        return sum(self.ranks.gather(sum(p.numel() for name, p in self.parameters.items() if name in counted)))
 
     def peak_memory(self) -> int:
         """Bytes: of the GPU if this rank has one, else of the process."""
@@ -169,40 +169,6 @@ def _mesh(experiment: Experiment, layout: Layout, world: World) -> Mesh:
     return make_mesh(world, layout.schedule.num_ranks)
 
 
-def _pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Pipeline:
-    """This rank's stages of the model, initialised, and the interpreter of its schedule."""
-    autocast = build(experiment.precision).autocast(world.device)
-    stages: list[Stage | HeadShard] = []
-    if experiment.compile:
-        require_compiler(world.device)
-    if isinstance(experiment.precision, FP8):
-        require_float8(world.device, experiment.precision.emulate)
-    for index in layout.schedule.stages_of(mesh.place):
-        stage = make_stage(experiment, make_model(experiment), layout, index, world.device, autocast)
-        initialise(stage.model, experiment.seed)
-        if experiment.compile:
-            stage.compile()
-        stages.append(stage)
-    for index in layout.schedule.shards[mesh.place : mesh.place + 1]:
-        shard = make_shard(experiment, layout, index, world.device, autocast)
-        shard.initialise(experiment.seed)
-        stages.append(shard)
-    return _engine(experiment, world)(stages, layout.schedule, experiment.seed, mesh.pipeline, mesh.replica)
-
-
-def _engine(experiment: Experiment, world: World) -> type[Pipeline]:
-    if getattr(experiment.parallel, "engine", "own") == "own":
-        return Pipeline
-    if world.device.type == "cuda" and world.backend == "gloo":
-        raise UserError(
-            "parallel.engine: torch's runtime sends from the GPU, which ranks that share one cannot; leave it out, or start "
-            "no more ranks on this machine than it has GPUs"
-        )
-    from ..parallel.torch_engine import TorchPipeline
-
-    return TorchPipeline
-
-
 def run_session(experiment: Experiment, path: str, prepared: Prepared, *, resume: str, changes: list[str]) -> None:
     """Train as this rank, from the newest checkpoint or from the start, to the end.
 
@@ -249,8 +215,12 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
             path, changes, problem = ranks.gather(said)[0]
         if problem is not None:
             raise UserError(problem if ranks.rank == 0 else "")
+        prepared = prepare(experiment)
+        if several_machines():
+            require_shared(ranks, path)
+            require_same_data(ranks, prepared)
         watch.open(path)
-        _train(experiment, path, prepare(experiment), world, resume, changes, watch)
+        _train(experiment, path, prepared, world, resume, changes, watch)
         return path
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..dsl import ConfigError, Untrusted, check, to_dict, warnings
@@ -26,6 +27,7 @@ from .changes import refuse_changes
 from .checkpoint.folder import listed
 from .control import refuse_second
 from .first_weights import require_first_weights
+from .services import require_services
 from .stopping import terminable
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Trainer:
             the run directory; a searched schedule is then made for these times.
         trust: the experiment was read from a run directory with trust, so its ranks may import what that names.
         model: at the end, write `model/` of the run directory: the model as one file that needs torch alone.
+        beside: of a member of a sweep, what it shares the machine with; recorded in the run directory.
     """
 
     def __init__(
@@ -63,10 +66,11 @@ class Trainer:
         profile: bool = False,
         trust: bool = False,
         model: bool = True,
+        beside: Mapping[str, object] | None = None,
     ) -> None:
         self.experiment, self.out, self.resume = experiment, out, resume
         self.allow_change, self.target, self.command = allow_change, target, command
-        self.profile, self.trust = profile, trust
+        self.profile, self.trust, self.beside = profile, trust, beside
         self.model = model and os.environ.get(NO_MODEL) != "1"
 
     def fit(self) -> Run:
@@ -97,15 +101,16 @@ class Trainer:
         _refuse_strangers(experiment)
         world = world_size(experiment)
         _require_importable(experiment, world)
+        require_services(experiment)
         require_fit(experiment)
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             return self._as_rank()
         path, changes = self._directory()
         prepared = prepare(experiment)
-        directory.write(experiment, path, self.target, self.command)
+        directory.write(experiment, path, self.target, self.command, self.beside)
         if self.profile:
             experiment = _measured(experiment, path, self._environment(path))
-            directory.write(experiment, path, self.target, self.command)
+            directory.write(experiment, path, self.target, self.command, self.beside)
         if world == 1:
             for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)  # in time unless the caller has imported torch
@@ -181,7 +186,7 @@ class Trainer:
 
         def describe() -> tuple[str, list[str]]:
             path, changes = self._directory()
-            directory.write(self.experiment, path, self.target, self.command)
+            directory.write(self.experiment, path, self.target, self.command, self.beside)
             return path, changes
 
         try:
@@ -220,13 +225,17 @@ def _refuse_strangers(experiment: Experiment) -> None:
 
 def _require_importable(experiment: Experiment, world: int) -> None:
     """Everything in the experiment has a name that config.json can hold, and that every rank can import."""
-    targets = _user_targets(to_dict(experiment))
-    lost = sorted({target.partition(":")[2] for target in targets if target.startswith("__main__:")})
+    lost = lost_elsewhere(experiment)
     if lost and world > 1:
         raise ConfigError(
             f"{', '.join(lost)}: defined in a notebook or at the prompt, where the {world} ranks of this experiment "
             "cannot import it; put it into a .py file and import it from there"
         )
+
+
+def lost_elsewhere(experiment: Experiment) -> list[str]:
+    """Names in the experiment that another process cannot import. Raises ConfigError: it holds what has no name at all."""
+    return sorted({t.partition(":")[2] for t in _user_targets(to_dict(experiment)) if t.startswith("__main__:")})
 
 
 def _user_targets(config: object) -> list[str]:

@@ -67,7 +67,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory):
             found[case.identifier] = outcome
             if check is not None:
                 checks[case.identifier] = check
-        for name, result in zip(checks, verify_many(checks.values(), timeout=300)):
+        for name, result in zip(checks, verify_many(checks.values(), timeout=900)):
             if isinstance(result, Report):
                 found[name].proof = result
             else:

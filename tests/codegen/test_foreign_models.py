@@ -141,7 +141,7 @@ def checked(models: dict[str, Foreign]) -> dict[str, Report | CodegenError]:
         assert [text for text in model.lacks if text in source.text] == []
         assert source.requirements == model.allow
         checks[name] = Check(source, built, model.build, model.inputs)
-    return found | dict(zip(checks, verify_many(checks.values(), timeout=300)))
+    return found | dict(zip(checks, verify_many(checks.values(), timeout=900)))
 
 
 def require(models: dict[str, Foreign], results: dict[str, Report | CodegenError]) -> None:
@@ -159,6 +159,7 @@ def require(models: dict[str, Foreign], results: dict[str, Report | CodegenError
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_models_of_torch():
     require(OF_TORCH, checked(OF_TORCH))
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 300  # a deadlock ends the rank
+SECONDS = 900  # a deadlock ends the rank
 
 
 def forked(ranks: int, work: Callable[[int], int]) -> list[int]:

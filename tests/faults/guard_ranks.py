@@ -100,7 +100,7 @@ JUMPS: dict[str, dict[str, Any]] = {
     "told": {"parallel": Single(), "guard": patch(Guard, spike=patch(Spike, rollback=False))},
     "early": {"parallel": Single(), "save_every": 20},
 }
-QUICK = ("one process", "gradient", "embedding", "stops, validated", "one", "validated", "asked to stop")
+QUICK = ("one process", "gradient", "stops, validated", "one", "validated")
 STEP = 0
 
 

@@ -131,7 +131,7 @@ class Started:
         except (OSError, ValueError):
             return -1
 
-    def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> float:
+    def until(self, condition: Callable[[], Any], seconds: float = 300.0) -> float:
         """Poll until `condition()`; returns the seconds it took."""
         begin = time.monotonic()
         while not condition():
@@ -144,7 +144,7 @@ class Started:
         self.until(lambda: self.step() >= step or self.process.poll() is not None, 90.0)
         assert self.process.poll() is None, self.said
 
-    def until_over(self, seconds: float = 60.0) -> float:
+    def until_over(self, seconds: float = 300.0) -> float:
         """Until nothing is left; returns the seconds. The exit code is in `code` then."""
         took = self.until(lambda: self.process.poll() is not None and not self.alive(), seconds)
         return took

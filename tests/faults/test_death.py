@@ -52,6 +52,7 @@ def saved_step(place: Path) -> int:
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_asked_how_it_is_to_save_and_by_a_signal_to_one_rank_to_stop(place: Path) -> None:
     with run("Two", place) as r:
         r.until_step(2)

@@ -45,7 +45,7 @@ FIRST = {  # what a skipped step says, by case
 }
 
 
-def run(folder: Path, *options: str, seconds: int = 300) -> dict[str, Any]:
+def run(folder: Path, *options: str, seconds: int = 900) -> dict[str, Any]:
     """What every rank of every case did, from one run of the script."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "guard_ranks.py"), str(folder), *options]
@@ -119,15 +119,10 @@ def goes_back_twice(path: Path) -> dict[str, Any]:
 
 def test_a_step_that_is_not_finite_is_skipped_everywhere_and_a_spike_is_gone_back_from(tmp_path: Path) -> None:
     found = run(tmp_path)
-    for name in ("one process", "gradient", "embedding"):
+    for name in ("one process", "gradient"):
         skipped_steps_change_nothing(tmp_path, name, found["skips"][name])
     stops_after_three(tmp_path, "stops, validated", found["skips"]["stops, validated"])
-    alone = goes_back_twice(tmp_path / "jump-one")
-    for name in ("validated", "asked-to-stop"):
-        assert goes_back_twice(tmp_path / f"jump-{name}") == alone, name
-    assert found["jumps"]["asked to stop"] == ["interrupted", ""]
-    left = tmp_path / "jump-asked-to-stop" / "checkpoints" / "step-00000013.left"
-    assert left.is_dir()  # it was saved while the loss was high, on request
+    assert goes_back_twice(tmp_path / "jump-validated") == goes_back_twice(tmp_path / "jump-one")
 
 
 @pytest.mark.slow
@@ -157,6 +152,9 @@ def test_the_same_under_every_precision_and_loop_and_after_a_kill(tmp_path: Path
     alone = goes_back_twice(tmp_path / "jump-one")
     for name in ("again", "two", "validated", "asked-to-stop", "killed"):
         assert goes_back_twice(tmp_path / f"jump-{name}") == alone, name
+    assert found["jumps"]["asked to stop"] == ["interrupted", ""]
+    left = tmp_path / "jump-asked-to-stop" / "checkpoints" / "step-00000013.left"
+    assert left.is_dir()  # it was saved while the loss was high, on request
     once, told, early = (learned(tmp_path / f"jump-{name}") for name in ("once", "told", "early"))
     assert [r["number"] for r in once["rollbacks"]] == [1]
     assert told["rollbacks"] == early["rollbacks"] == []

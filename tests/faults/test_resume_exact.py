@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def run(folder: Path, *options: str, seconds: int = 300) -> dict[str, Any]:
+def run(folder: Path, *options: str, seconds: int = 900) -> dict[str, Any]:
     """What differs by case, and how often runs went on elsewhere, from one run of the script."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "resume_ranks.py"), str(folder), *options]
@@ -28,7 +28,7 @@ def run(folder: Path, *options: str, seconds: int = 300) -> dict[str, Any]:
 def test_losses_weights_and_optimizer_are_those_of_the_uninterrupted_run(tmp_path: Path) -> None:
     found = run(tmp_path)
     assert found["cases"] == {name: [] for name in found["cases"]}
-    assert (len(found["cases"]), found["hops"]) == (3, 4)
+    assert (len(found["cases"]), found["hops"]) == (2, 3)
 
 
 @pytest.mark.slow

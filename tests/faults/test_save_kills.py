@@ -119,6 +119,7 @@ def killed_at_random(folder: Path, times: int, seed: int) -> None:
     os.close(log)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_loses_at_most_one_interval(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

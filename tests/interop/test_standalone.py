@@ -98,9 +98,8 @@ def test_a_large_model_is_proven_by_a_twin_with_the_same_code(tmp_path: Path) ->
     assert "dim=4096," in (tmp_path / "model.py").read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["QwenPP4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("PP4OneFOneB", "MistralPP4"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["QwenPP4", "PP4OneFOneB", "MistralPP4"])
 def test_a_twin_has_the_code_of_its_model(name: str) -> None:
     model = load(f"{ROOT}/experiments/llama7b.py:{name}")().model
     twin: Any = twin_of(model)

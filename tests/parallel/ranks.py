@@ -52,7 +52,7 @@ from forgather_dsl.plan.schedules import (  # noqa: E402
 )
 from forgather_dsl.train.agreement import Ranks, Said  # noqa: E402
 
-RANKS, LAYERS, MICROBATCHES, SECONDS = 4, 8, 4, 280
+RANKS, LAYERS, MICROBATCHES, SECONDS = 4, 8, 4, 900
 ROUNDING = 1e-5  # relative to the largest gradient of a tensor, in fp32
 
 

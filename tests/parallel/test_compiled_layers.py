@@ -61,7 +61,8 @@ def same(found, expected):
     return found[0] == expected[0] and all(torch.equal(found[1][n], expected[1][n]) for n in expected[1])
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"], indirect=True)
 def test_compiled_layers_train_alike_split_whole_and_recomputed(backend):
     plain, whole = step(pipeline(accumulate(2))), step(pipeline(accumulate(2), compile=True))
     graphs = counters["stats"]["unique_graphs"]

@@ -19,7 +19,7 @@ def found(tmp_path_factory):
     root = HERE.parents[1]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "spread_ranks.py"), str(tmp_path_factory.mktemp("spread_ranks"))]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["codes"] == [0, 0, 0, 0], done.stderr

@@ -96,6 +96,7 @@ inputs = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(inputs)
 @settings(max_examples=15, deadline=None)
 def test_never_worse_than_the_best_drawn_schedule(given_inputs):

@@ -44,7 +44,7 @@ def run_script(text: str, folder: Path, name: str = "script.py", **env: str) -> 
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(
-        [sys.executable, name], cwd=folder, capture_output=True, text=True, env=environment, timeout=240
+        [sys.executable, name], cwd=folder, capture_output=True, text=True, env=environment, timeout=900
     )
 
 

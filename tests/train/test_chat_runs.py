@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def test_packed_runs_repeat_their_bits_over_stages_and_resume(tmp_path: Path) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "chat_ranks.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["codes"]) == {0}, done.stderr

@@ -160,7 +160,12 @@ def off_by(experiment: Experiment, layout: Layout | None = None) -> dict[int, fl
 
 @pytest.mark.parametrize(
     ("name", "recompute"),
-    [(name, how) for name in SCHEDULES for how in RECOMPUTE if how in ("none", "full") or name in BETWEEN],
+    [
+        pytest.param(name, how, marks=[] if (number + turn) % 2 else [pytest.mark.slow])
+        for number, name in enumerate(SCHEDULES)
+        for turn, how in enumerate(RECOMPUTE)
+        if how in ("none", "full") or name in BETWEEN
+    ],
 )
 def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute):
     experiment = Narrow(recompute=RECOMPUTE[recompute], optimizer=Muon())

@@ -272,7 +272,7 @@ def test_ctrl_c_saves_and_exits_with_130(experiments: Path, tmp_path: Path) -> N
             break
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=240) == 130
     assert "saved run/checkpoints/step-" in rest
     assert checkpoint.problem(str(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])) is None
 

@@ -114,6 +114,7 @@ def test_no_fp32_copy_outlives_a_step_of_an_unknown_optimizer():
     assert shadow.grad is None
 
 
+@pytest.mark.slow
 def test_a_pipeline_trains_the_same_and_a_checkpoint_goes_on_anywhere(small: Any, tmp_path: Path) -> None:
     """Weights in a checkpoint are the masters: it loads into any number of stages, and into fp32."""
     one, two = (replace(cls(), precision=BF16()) for cls in (small.Hard, small.HardPP2))

@@ -66,11 +66,13 @@ def test_a_checkpoint_of_two_stages_goes_on_with_one_or_with_four(small: Any, si
     assert losses(tmp_path / "four") == losses(single)
 
 
+@pytest.mark.slow
 def test_four_stages_with_split_backward_are_the_same_too(small: Any, single: Path, tmp_path: Path) -> None:
     Trainer(small.HardPP4(), out=str(tmp_path / "run")).fit()
     assert losses(tmp_path / "run") == losses(single)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["own", "torch"])
 def test_two_ranks_with_two_stages_each_in_a_v_learn_the_same(
     small: Any, single: Path, tmp_path: Path, engine: str
@@ -125,6 +127,7 @@ def test_a_component_of_the_users_own_reaches_the_ranks(corpus: Path, tmp_path: 
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told(corpus: Path, tmp_path: Path) -> None:
     """The ranks import the script for its component, and must not start training of their own."""
     script = f"""
@@ -181,7 +184,7 @@ def test_a_notebook_trains_on_one_and_two_stages_and_is_told_what_ranks_cannot_i
         """,
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(c).strip()) for c in cells])
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     said = "".join(output.get("text", "") for output in notebook.cells[3].outputs)
     assert "Nothing" in said
@@ -203,17 +206,18 @@ def test_ranks_of_torchrun_train_the_same(experiments: Path, single: Path, tmp_p
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "forgather_dsl", "run", f"{experiments}:HardPP2", "--out", "run"]
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == losses(single)
     again = subprocess.run(
-        [*command, "--resume", "never"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        [*command, "--resume", "never"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900
     )
     assert again.returncode != 0
     assert "holds a run already" in again.stderr
     assert losses(tmp_path / "run") == losses(single)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_pipeline_too(experiments: Path, tmp_path: Path) -> None:
     """The terminal sends SIGINT to the launcher; every rank stops after the same step, and exits with 130."""
     root = Path(__file__).parents[2]
@@ -228,7 +232,7 @@ def test_ctrl_c_saves_a_pipeline_too(experiments: Path, tmp_path: Path) -> None:
         if line.startswith("step") and int(line.split()[1].split("/")[0]) >= 2:
             break
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=240)
     assert process.returncode == 130, told
     assert "saved run/checkpoints/step-" in told
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-????????"))) >= 1

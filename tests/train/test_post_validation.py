@@ -19,7 +19,7 @@ from forgather_dsl.plan.warmup import warm_up
 HERE = Path(__file__).parent
 
 
-def run(folder: Path, *options: str, seconds: int = 400) -> dict[str, Any]:
+def run(folder: Path, *options: str, seconds: int = 900) -> dict[str, Any]:
     """{case: what is wrong, and what each rank undid} from one run of the script."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(HERE / "validated_ranks.py"), str(folder), *options]

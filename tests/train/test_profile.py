@@ -45,6 +45,7 @@ def test_a_window_makes_layers_different(small: Any) -> None:
     assert signs[0] == signs[2]
 
 
+@pytest.mark.slow
 def test_a_run_measures_first_and_is_planned_with_that(small: Any, tmp_path: Path) -> None:
     """Every kind of action takes time in every layer, recomputing and tied weights included; numerics stay."""
     Trainer(small.HardPP4(), out=str(tmp_path / "modelled")).fit()

@@ -79,6 +79,7 @@ def test_two_ranks_go_on_as_four(small: Any, vocab: Any, single: Path, cut_off: 
     same(out, single)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_goes_on_with_a_spread_head(
     small: Any, vocab: Any, single: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ from forgather_dsl.train import directory  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import run_session  # noqa: E402
 
-SECONDS = 300
+SECONDS = 900
 ONLY = os.environ.get("ONLY", "")  # part of the names of cases to run alone
 
 

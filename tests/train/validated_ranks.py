@@ -45,7 +45,7 @@ from forgather_dsl.train import directory, post_validation  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import run_session  # noqa: E402
 
-SECONDS = 400
+SECONDS = 900
 
 
 class Sometimes(Loss["small_runs.SometimesInfinite"]):

@@ -28,7 +28,8 @@ class AfterBackward:
 
     def squares(self) -> dict[str, Tensor]:
         """Of all gradients, by name."""
-        return squares(self.session.parameters) if self.session.ranks.first else {}
+        counted = self.session.ranks.counted
+        return squares({name: p for name, p in self.session.parameters.items() if name in counted})
 
     def end(self, agreed: Agreed) -> None:
         """Clip and update if the step is finite; free the gradients."""
