@@ -115,6 +115,12 @@ class Plan:
     options: tuple[Option, ...] = ()
     profile: Profile | None = None
 
+    def _repr_html_(self) -> str:  # notebooks
+        from .contract import to_dict
+        from .page import fragment
+
+        return fragment(self, to_dict(self))
+
 
 def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] | None = None) -> Run:
     """Lay an experiment out, count its memory and simulate its step; the ranks are as many as it says.
