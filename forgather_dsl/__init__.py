@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         swap,
     )
     from .errors import UserError
-    from .runs.comparison import compare
+    from .runs.report import report
     from .runs.run import Run
     from .runs.sweep import Sweep
     from .specs import *  # noqa: F403
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "compare": ".runs.comparison",
+    "report": ".runs.report",
     "Trainer": ".train.trainer",
     "Run": ".runs.run",
     "Sweep": ".runs.sweep",
@@ -153,7 +153,6 @@ __all__ = [
     "build",
     "call",
     "check",
-    "compare",
     "derived",
     "diff",
     "digest",
@@ -163,6 +162,7 @@ __all__ = [
     "override",
     "patch",
     "replace",
+    "report",
     "snapshot",
     "swap",
 ]

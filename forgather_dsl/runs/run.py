@@ -32,9 +32,9 @@ class Run:
         return f"Run({self.path!r})"
 
     def _repr_html_(self) -> str:  # notebooks
-        from .comparison import compare
+        from .report import report
 
-        return compare(self.path)._repr_html_()
+        return report(self.path)._repr_html_()
 
     @functools.cached_property
     def experiment(self) -> Experiment:
