@@ -19,7 +19,9 @@ from forgather_dsl.plan.planner import predict
 from forgather_dsl.plan.sizes import model_size
 
 RESULTS = ROOT / "docs" / "results.json"
-FILES = ("first", "tiny_llama", "finetune", "llama7b")
+FILES = sorted(
+    (file.stem for file in (ROOT / "experiments").glob("*.py")), key=lambda name: (name != "first", "7b" in name, name)
+)
 HEAD = """<!-- Written by `python docs/write gallery`; do not edit. -->
 # Gallery
 

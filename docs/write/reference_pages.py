@@ -20,7 +20,7 @@ NOTE = "<!-- Written by `python docs/write reference` from the source; do not ed
 LANGUAGE = ("dsl", ("forgather_dsl/dsl",), "The language", "Words for class bodies, and functions over experiments.")
 RUNNING = (
     "running",
-    ("forgather_dsl/train/trainer.py", "forgather_dsl/runs/run.py", "forgather_dsl/errors.py"),
+    tuple(dict.fromkeys(f"forgather_dsl{place.replace('.', '/')}.py" for place in forgather_dsl._PLACES.values())),
     "Running",
     "From an experiment to a run, and what a run directory tells, from Python.",
 )

@@ -2,15 +2,17 @@
 
 In: the schedule, bytes of one microbatch on each stage, bytes of a message. Out: `Occupancy`: the peak by kind, and the
 states that the rank goes through. Only counts matter, not which microbatches: an action that finds the rank in a state
-that it has been in before needs what it needed then. Follows parallel/execution.py and parallel/messages.py: receives
-posted ahead, gradients that were sent and not yet answered, tensors handed over between stages of one rank.
+that it has been in before needs what it needed then. So a rank is walked through once, without bytes: what it holds are
+sums of which each different one is kept, and bytes are put into those. Follows parallel/execution.py and
+parallel/messages.py: receives posted ahead, gradients that were sent and not yet answered, tensors handed over between
+stages of one rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .actions import Action, Schedule
 from .memory import Held
@@ -57,8 +59,34 @@ class _Incoming:
             self.num_posted += 1
 
 
+class _Sum:
+    """How often each thing is held whose bytes are put in later: (stage, number of a field of StageCost), "message", "buffer"."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: dict[Any, int] | None = None) -> None:
+        self.terms = terms or {}
+
+    def plus(self, other: _Sum, times: int = 1) -> _Sum:
+        """With `other` added `times` times."""
+        if not times:
+            return self
+        terms = dict(self.terms)
+        for thing, count in other.terms.items():
+            terms[thing] = terms.get(thing, 0) + times * count
+        return _Sum(terms)
+
+    def key(self) -> frozenset[tuple[Any, int]]:
+        """The same for equal sums."""
+        return frozenset((thing, count) for thing, count in self.terms.items() if count)
+
+
+NOTHING, MESSAGE, BUFFER = _Sum(), _Sum({"message": 1}), _Sum({"buffer": 1})
+_FIELDS = range(len(StageCost._fields))
+
+
 class Occupancy:
-    """The walk of one rank. `message` is the bytes of one, `tied` those of an embedding whose gradient the head sends."""
+    """What one rank holds. `message` is the bytes of one, `tied` those of an embedding whose gradient the head sends."""
 
     def __init__(
         self,
@@ -68,41 +96,67 @@ class Occupancy:
         message: int = 0,
         tied: int = 0,
     ) -> None:
-        self.schedule, self.rank, self.stages = schedule, rank, stages
-        self.message = Held(activations=message)
-        self.buffer = Held(buffers=message)
-        self.now = self.peak = Held()
-        self.states: set[tuple] = set()
+        walk = _walk(schedule, rank, lookahead(message))
+        self.states = walk.states
         """(counts before the action and with its messages there, its kind and stage) of every action."""
+        self.held: dict[Any, Held] = {"message": Held(activations=message), "buffer": Held(buffers=message)}
+        own = schedule.stages_of(rank)
+        for stage in (*own, *schedule.shards[rank : rank + 1]):
+            self.held.update(((stage, field), stages[stage][field]) for field in _FIELDS)
+        totals = {thing: sum(held) for thing, held in self.held.items()}
+        most = max(walk.levels, key=lambda level: sum([count * totals[thing] for thing, count in level]))
+        self.peak = self._bytes(most)
+        if tied and 0 in own and schedule.num_stages - 1 not in own:
+            self.peak = max(self.peak, self._bytes(walk.end).plus(Held(buffers=tied)), key=sum)
+
+    def _bytes(self, level: Iterable[tuple[Any, int]]) -> Held:
+        total = Held()
+        for thing, count in level:
+            total = total.plus(self.held[thing], count)
+        return total
+
+
+@lru_cache(maxsize=256)
+def _walk(schedule: Schedule, rank: int, ahead: int) -> _Walk:
+    return _Walk(schedule, rank, ahead)
+
+
+class _Walk:
+    """The walk of one rank that posts `ahead` receives: `levels` are the different sums on the way, `end` the last."""
+
+    def __init__(self, schedule: Schedule, rank: int, ahead: int) -> None:
+        self.schedule, self.rank = schedule, rank
+        self._costs: dict[int, Any] = {}
+        self.now = NOTHING
+        self.states: set[tuple] = set()
+        self._levels: dict[frozenset[tuple[Any, int]], None] = {frozenset(): None}  # in the order of the walk
         self._alive: dict[tuple[str, int], int] = {}  # how many F without B or I, and I without W, per stage
         self._begun: set[tuple[str, int]] = (
             set()
         )  # stages that have run their first F, their first I, and that have their gradients
         self._unanswered: dict[int, list[int]] = {}  # per target, the position there that needs a gradient we sent
-        self._route()
+        self._source, self._needed, expected = _routes(schedule, rank)
+        self._incoming = {source: _Incoming(ahead, messages) for source, messages in expected.items()}
         for incoming in self._incoming.values():
             incoming.post()
         for action in schedule.actions[rank]:
             self._run(action)
-        if tied and 0 in self._own() and schedule.num_stages - 1 not in self._own():
-            self._reach(self.now.plus(Held(buffers=tied)))
+        self.levels, self.end = tuple(map(tuple, self._levels)), tuple(self.now.key())
 
-    def _own(self) -> tuple[int, ...]:
-        return self.schedule.stages_of(self.rank)
+    def _reach(self, held: _Sum) -> None:
+        self._levels[held.key()] = None
 
-    def _route(self) -> None:
-        self._source, self._needed, expected = _routes(self.schedule, self.rank)
-        ahead = lookahead(self.message.activations)
-        self._incoming = {source: _Incoming(ahead, messages) for source, messages in expected.items()}
+    def _cost(self, stage: int) -> Any:
+        """A StageCost whose fields are sums of themselves."""
+        if stage not in self._costs:
+            self._costs[stage] = StageCost(*(_Sum({(stage, field): 1}) for field in _FIELDS))  # type: ignore[arg-type]
+        return self._costs[stage]
 
-    def _reach(self, held: Held) -> None:
-        self.peak = max(self.peak, held, key=sum)
-
-    def _base(self) -> Held:
+    def _base(self) -> _Sum:
         """What is held beside the action's own: between actions, and buffers."""
         posted = sum(len(incoming.posted) for incoming in self._incoming.values())
         unanswered = sum(map(len, self._unanswered.values()))
-        return self.now.plus(self.buffer, posted).plus(self.message, unanswered)
+        return self.now.plus(BUFFER, posted).plus(MESSAGE, unanswered)
 
     def _receive(self, message: _Message) -> None:
         source, sent_at = self._source[message]
@@ -130,30 +184,30 @@ class Occupancy:
             if kind == "F" or stage in self.schedule.shards:
                 continue
             if self._is_own(made.stage):
-                self.now = self.now.plus(self.message)  # until that stage's backward takes it
+                self.now = self.now.plus(MESSAGE)  # until that stage's backward takes it
             elif made.stage not in self.schedule.shards:
                 target = self.schedule.rank_of(made.stage)
                 self._unanswered.setdefault(target, []).append(self._needed[made])
 
-    def _held(self, action: Action, first: bool, local: bool) -> tuple[Held, Held]:
+    def _held(self, action: Action, first: bool, local: bool) -> tuple[_Sum, _Sum]:
         """The most above what there is while an action runs, and what it adds for good. Its input is `local` when it is
         the output of a stage on this rank, which has counted it.
         """
         kind, stage = action.kind, action.stage
-        cost = self.stages[stage]
+        cost = self._cost(stage)
         if kind == "F":
-            kept = cost.kept.plus(self.message, -1) if local else cost.kept
+            kept = cost.kept.plus(MESSAGE, -1) if local else cost.kept
             return cost.forward.plus(cost.lasting, first - 1), kept.plus(cost.lasting, first)
-        gradients = cost.gradients if first and kind != "I" else Held()
+        gradients = cost.gradients if first and kind != "I" else NOTHING
         if kind == "W":
             if first and ("early", stage) in self._begun:
                 gradients = gradients.plus(cost.early, -1)
             return cost.first_weights if first else cost.weights, gradients.plus(cost.owed, -1)
         handed_on = stage > 0 and self._is_own(stage - 1)  # its input is the output of a stage here, which stays
         handed_in = local and stage < self.schedule.num_stages - 1  # its output's gradient lay here
-        kept = cost.kept.plus(self.message, handed_in - handed_on)
+        kept = cost.kept.plus(MESSAGE, handed_in - handed_on)
         if kind == "I":
-            early = cost.early if first and ("gradients", stage) not in self._begun else Held()
+            early = cost.early if first and ("gradients", stage) not in self._begun else NOTHING
             return cost.inputs.plus(early), cost.owed.plus(kept, -1).plus(early)
         return cost.first_backward if first else cost.backward, gradients.plus(kept, -1)
 

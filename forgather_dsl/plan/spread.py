@@ -9,7 +9,7 @@ grid of policies is taken. After Yeung et al., arXiv 2411.05288, who insert by h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -103,9 +103,11 @@ def _inserted(schedule: Schedule, bare: Schedule, costs: Costs, policy: _Policy)
     ranks = [
         _Rank(row, policy.delay, shard, schedule.num_microbatches) for row, shard in zip(schedule.actions, bare.shards)
     ]
+    choices: dict[int, tuple[float, list[Action]]] = {}
+    changed: Iterable[int] = range(len(ranks))
     while True:
-        choices = [_choose(course, rank, costs.capacity[i], policy) for i, rank in enumerate(ranks)]
-        start, index = min((choice[0], i) for i, choice in enumerate(choices))
+        choices.update((i, _choose(course, ranks[i], costs.capacity[i], policy)) for i in changed)
+        start, index = min((choices[i][0], i) for i in range(len(ranks)))
         if start == NEVER:
             break
         rank, queue = ranks[index], choices[index][1]
@@ -114,6 +116,7 @@ def _inserted(schedule: Schedule, bare: Schedule, costs: Costs, policy: _Policy)
         rank.row.append(action)
         enters, _, leaves = course.bytes_change(action)
         rank.held += enters + leaves
+        changed = {index, *map(bare.rank_of, bare.outputs(action))}  # the others can start what they could before
     if any(rank.order or rank.shard_forwards or any(rank.weights) for rank in ranks):
         return None
     return replace(bare, actions=tuple(tuple(rank.row) for rank in ranks))

@@ -19,8 +19,13 @@ from forgather_dsl.cli.app import app
 MARKS: dict[str, dict[str, int]] = {  # what is shown and not run: every kind, how often; a new one is for the review
     "README.md": {"the package index": 2},
     "CONTRIBUTING.md": {"the package index": 7, "a GPU": 1, ".venv": 2},
+    "docs/AGENTS.md": {"the package index": 3},
+    "docs/tutorial.md": {"the package index": 1, "four GPUs and the Hugging Face hub": 1},
+    "docs/howto/from_axolotl.md": {"four GPUs and the Hugging Face hub": 1},
+    "docs/howto/from_forgather.md": {"the Hugging Face hub": 1},
     "docs/remote_code.md": {"the package index": 1, "the folder DIR": 1},
 }
+INDEXES = [ROOT / "README.md", ROOT / "docs" / "README.md", ROOT / "docs" / "reference" / "README.md"]
 VERBS = typer.main.get_command(app)
 RUNNER = re.compile(r"^(?:\w+=\S+ )*(?:python -m forgather_dsl|forgather_dsl)(?: |$)")
 
@@ -68,6 +73,12 @@ def test_links_lead_somewhere(page):
         assert ROOT.resolve() in target.parents, f"{name}: {link} leads out of the repository"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{name}: {link}"
+
+
+def test_every_page_is_reached_from_the_index():
+    """Directly; pages of the reference from its own index."""
+    linked = {(index.parent / link).resolve() for index in INDEXES for link in links(index.read_text(encoding="utf-8"))}
+    assert [page_name(page) for page in PAGES if (ROOT / "docs") in page.parents and page.resolve() not in linked] == []
 
 
 def test_commands_are_known_with_all_their_options(page):
