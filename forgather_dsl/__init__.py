@@ -66,6 +66,7 @@ __all__ = [
     "AfterBackward",
     "Attention",
     "Auto",
+    "AutoParallel",
     "AutoRecompute",
     "BF16Mixed",
     "Bytes",

@@ -100,7 +100,13 @@ def test_why_it_is_skipped_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.missing() == "network namespaces are Linux's"
 
 
-@pytest.mark.skipif(network.missing() is not None, reason=str(network.missing()))
+def test_a_part_of_it_does_not_replace_what_is_stored() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "slow_link"), "--write", "--rhos", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--write is for all links and modes" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_small_cell_is_measured() -> None:
     """Steps of a fifth of a second: FSDP is bound by its link, and ours is not; bytes are checked by the command itself."""

@@ -26,7 +26,7 @@ from forgather_dsl.parallel.messages import Transfer, Wire
 from forgather_dsl.plan import hardware as machines
 from forgather_dsl.plan.hardware import Hardware
 from forgather_dsl.plan.layout import Layout
-from forgather_dsl.plan.planner import Run, predict
+from forgather_dsl.plan.prediction import Run, predict
 from forgather_dsl.plan.simulate import simulate
 from forgather_dsl.train.assembly import make_model, make_optimizer, make_stage
 from forgather_dsl.train.gradients import clip, sum_of_squares

@@ -13,7 +13,7 @@ from forgather_dsl import Bytes, Experiment, Pipeline, Stdlib
 from forgather_dsl.dsl import replace
 from forgather_dsl.plan import cards
 from forgather_dsl.plan import hardware as machines
-from forgather_dsl.plan.planner import predict
+from forgather_dsl.plan.prediction import predict
 from forgather_dsl.specs.experiment import num_replicas
 
 __all__ = ["run"]

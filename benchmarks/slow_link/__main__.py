@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,23 @@ def main() -> int:
         _write(stored)
         print(full_tables(stored["rows"]))
         return 0
+    if a.write and (a.real or a.modes or a.rhos != list(RHOS)):
+        parser.error("--write is for all links and modes of the emulation: leave out --real, --rhos and --modes")
     if reason := missing():
         print(f"skipped: {reason}")
         return 0
     return _real(a.modes) if a.real else _emulated(a)
 
 
+def _known(modes: list[str] | None, known: Iterable[str]) -> None:
+    if unknown := sorted({*(modes or ())} - {*known}):
+        sys.exit(f"--modes: {', '.join(unknown)}; write some of {', '.join(map(repr, known))}")
+
+
 def _real(modes: list[str] | None) -> int:
     from slow_link.real import MODES, real_table, run_modes
+
+    _known(modes, MODES)
 
     load = os.getloadavg()[0]
     table, problems = real_table(run_modes(modes or list(MODES)))
@@ -92,6 +102,7 @@ def _real(modes: list[str] | None) -> int:
 def _emulated(a: argparse.Namespace) -> int:
     from slow_link.measure import MODES
 
+    _known(a.modes, MODES)
     load = os.getloadavg()
     rows = emulate(Setting(seconds=a.seconds), a.rhos, a.modes or list(MODES), a.rounds)
     stored = {

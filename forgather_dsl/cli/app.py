@@ -14,7 +14,19 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, exporting, gallery, importing, listing, planning, reporting, running, saved, sourcing
+from . import (
+    controlling,
+    examining,
+    exporting,
+    gallery,
+    importing,
+    listing,
+    planning,
+    reporting,
+    running,
+    saved,
+    sourcing,
+)
 from .arguments import Debug, Json, Settings, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets
@@ -223,22 +235,7 @@ def generate(
     _end(work, debug)
 
 
-@app.command(cls=QuickCommand)
-def doctor(json: Json = False, debug: Debug = False) -> None:
-    """Examine this machine: versions, GPUs, memory, disk, and a ping between two ranks."""
-
-    def work() -> None:
-        from .doctor import as_rows, examine
-
-        found = examine()
-        if json:
-            print_json(found)
-        else:
-            print_table(("", ""), as_rows(found))
-
-    _end(work, debug)
-
-
+app.command("doctor", cls=QuickCommand)(examining.doctor_verb)
 app.command("run", cls=QuickCommand)(running.run_verb)
 app.command("plan", cls=QuickCommand)(planning.plan_verb)
 app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)

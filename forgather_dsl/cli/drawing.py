@@ -7,6 +7,7 @@ from typing import Any
 from ..dsl import Lazy, graph
 from ..dsl.graph import Graph, dot, mermaid
 from ..dsl.load import is_root
+from ..plan.choosing import chosen
 from ..plan.layout import lay_out
 from ..specs.experiment import num_replicas
 from .output import Branch, tree_lines
@@ -47,6 +48,7 @@ def ranks_of(found: Any) -> list[dict[str, Any]]:
     """Per rank: its stages (layers, and whether embedding and head are there) and its actions. Empty for a component."""
     if not is_root(type(found)):
         return []
+    found = chosen(found)
     layout = lay_out(found)
     schedule, layers = layout.schedule, layout.layers
     ranks = []

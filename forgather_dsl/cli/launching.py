@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ..plan.machines import Machines, on_machines
 from ..runs.run import is_run
 from ..specs.experiment import world_size
 from ..train.directory import choose
+from ..train.settled import settled
 
 __all__ = ["LAUNCHERS", "PASSED_ON", "launch_script"]
 
@@ -94,7 +96,7 @@ def launch_script(
     words = ["run", target, *(word for setting in settings for word in ("--set", setting)), "--out", place]
     words += ["--resume", resume] if resume != "auto" else []
     words += [flag for flag, on in flags.items() if on]
-    return _text(experiment, _Asked(launcher, words, place, *said))
+    return _text(settled(experiment, place, None)[0], _Asked(launcher, words, place, *said))
 
 
 def _text(experiment: Any, asked: _Asked) -> str:
@@ -187,8 +189,9 @@ def _torchrun(job: _Job) -> str:
         f"INTERFACE={interface}",
         'export GLOO_SOCKET_IFNAME="$INTERFACE" NCCL_SOCKET_IFNAME="$INTERFACE"',
         *_environment(),
-        f"cd {shlex.quote(os.getcwd())}",
-        f'exec torchrun --nnodes={machines.nodes} --nproc-per-node={machines.per_node} --node-rank="$NODE" \\',
+        *_here(),
+        'exec "$PYTHON" -m torch.distributed.run \\',  # torchrun
+        f'  --nnodes={machines.nodes} --nproc-per-node={machines.per_node} --node-rank="$NODE" \\',
         f'  --master-addr="$HEAD" --master-port={job.port} --local-addr="$OWN" \\',
         f"  {run}",
     ]
@@ -214,12 +217,12 @@ def _slurm(job: _Job) -> str:
         "#SBATCH --cpus-per-task=4",
         "#SBATCH --signal=TERM@120",
         "set -euo pipefail",
-        f"cd {shlex.quote(os.getcwd())}",
+        *_here(),
         *_environment(),
         *interface,
         "# Two minutes before the time is up every rank gets SIGTERM: a checkpoint is saved. Each task has to see all cards of its",
         "# machine, so no --gpus-per-task. Ranks end by themselves when one is lost; srun need not kill those that save.",
-        f"srun --kill-on-bad-exit=0{bind} python -m forgather_dsl {job.words}",
+        f'srun --kill-on-bad-exit=0{bind} "$PYTHON" -m forgather_dsl {job.words}',
     ]
     return "\n".join(lines) + "\n"
 
@@ -267,6 +270,11 @@ def _everywhere(job: _Job) -> list[str]:
         "# Every machine needs this folder's code, the same Python packages, and the same data (or its cache, FORGATHER_CACHE);",
         f"# {job.place} has to be one folder on a file system that all of them share. Both are checked when ranks meet.",
     ]
+
+
+def _here() -> list[str]:
+    """Where the code is, and what runs it: a shell of ssh or Slurm has no virtual environment of its own."""
+    return [f"cd {shlex.quote(os.getcwd())}", f"PYTHON=${{PYTHON:-{shlex.quote(sys.executable)}}}"]
 
 
 def _environment() -> list[str]:

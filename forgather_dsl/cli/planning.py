@@ -29,6 +29,9 @@ def plan_verb(
     profile: Annotated[
         str | None, typer.Option("--profile", metavar="FILE", help="measured seconds, in place of modelled ones")
     ] = None,
+    measured: Annotated[
+        str | None, typer.Option("--measured", metavar="FILE", help="speeds and links that doctor --links measured")
+    ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="draw the schedule")] = False,
     svg: Annotated[str | None, typer.Option("--svg", metavar="FILE", help="write it as a picture")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="write everything as a page")] = None,
@@ -43,24 +46,13 @@ def plan_verb(
 
     def work() -> None:
         from ..plan.contract import to_dict
-        from ..plan.planner import plan
-        from ..plan.profile import measured_with, read_profile
-        from ..plan.smoke import smoke as shrink
         from .sweeping import members, source_of
-        from .targets import find_experiment
 
         if (source := source_of(target)) is not None:
-            if draw or svg or html or exact or smoke:
-                raise UserError(
-                    f"{target} names several experiments; --draw, --svg, --html, --exact and --smoke take one"
-                )
+            _refuse_for_many(target, draw=draw, svg=svg, html=html, exact=exact, smoke=smoke, measured=measured)
             _plan_members(members(target, source, set_ or []), gpus, profile, json)
             return
-        experiment, told = find_experiment(target, set_ or []), []
-        if smoke:
-            experiment, told = shrink(experiment)
-        found = plan(measured_with(experiment, profile), gpus, read_profile(profile))
-        found = replace(found, notes=(*(f"smoke: {line}" for line in told), *found.notes))
+        found = _planned(target, set_ or [], gpus, profile, measured, smoke)
         data = to_dict(found, target)
         if exact:
             _measure(found, data)
@@ -71,6 +63,36 @@ def plan_verb(
             _print(found, data, draw)
 
     end(work, debug)
+
+
+def _planned(
+    target: str, settings: list[str], gpus: str | None, profile: str | None, measured: str | None, smoke: bool
+) -> Plan:
+    """The plan, with notes of what was done to the experiment and where numbers are from."""
+    from ..dsl import replace as changed
+    from ..plan.choosing import chosen
+    from ..plan.measured import read_links
+    from ..plan.planner import plan
+    from ..plan.profile import measured_with, read_profile
+    from ..plan.smoke import smoke as shrink
+    from .targets import find_experiment
+
+    experiment, told, cards = find_experiment(target, settings), list[str](), gpus
+    if smoke:  # what a strategy is chosen for has its own sizes
+        experiment, lines = shrink(chosen(changed(experiment, hardware=gpus or experiment.hardware)))
+        told = [f"smoke: {line}" for line in lines]
+    if measured is not None:
+        links = read_links(measured)
+        cards = links.hardware(gpus or experiment.hardware, experiment)
+        told.append(f"measured by {links.source}")
+    found = plan(measured_with(experiment, profile), cards, read_profile(profile), strategies=True)
+    return replace(found, notes=(*told, *found.notes))
+
+
+def _refuse_for_many(target: str, **options: object) -> None:
+    given = ", ".join(f"--{name}" for name, value in options.items() if value)
+    if given:
+        raise UserError(f"{target} names several experiments; {given} takes one, such as {target}:NAME")
 
 
 def _plan_members(found: Sequence[Member], gpus: str | None, profile: str | None, json: bool) -> None:
@@ -139,6 +161,11 @@ def _print(found: Plan, data: dict[str, Any], draw: bool) -> None:
     if data["comparison"]:
         print()
         print_table(*tables.comparison_table(data))
+    if data["strategies"]:
+        print()
+        print_table(*tables.strategies_table(data))
+        for text in tables.break_even(data):
+            say(text)
     if not data["fits"]:
         print()
         _print_advice(data)

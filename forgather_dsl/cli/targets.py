@@ -59,10 +59,11 @@ def shrunk(experiment: Any, out: str | None, resume: str) -> tuple[Any, str]:
 
     Raises ConfigError for a model that cannot be shrunk.
     """
+    from ..plan.choosing import chosen
     from ..plan.smoke import smoke
     from ..train.directory import choose
 
-    small, told = smoke(experiment)
+    small, told = smoke(chosen(experiment))
     if os.environ.get("RANK", "0") == "0":
         for line in told:
             say(f"smoke   {line}")

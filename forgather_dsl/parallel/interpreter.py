@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -221,7 +220,7 @@ class Pipeline:
                 self.watch(stage, k, y)
             return loss_at(loss_fn, stage.model, y, targets[rows]) if stage.last and self.shard is None else y
 
-        return partial(self.through, forward)
+        return functools.partial(self.through, forward)
 
     def _train(
         self,

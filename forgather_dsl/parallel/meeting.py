@@ -145,12 +145,11 @@ def _try(rank: int, other: int, offer: Sequence[Any]) -> str | None:
     """Why `other` is not reached at what it offered; None when it is."""
     _, host, offered, address, port = offer
     here = f"rank {rank} on {socket.gethostname()} does not reach rank {other} on {host} at {offered}"
-    if address.startswith("127."):
-        return f"{here}: that is the address of a machine for itself"
     try:
         socket.create_connection((address, port), timeout=REACH_SECONDS).close()
     except OSError as error:
-        return f"{here}: {error.strerror or error}"
+        loopback = ", which is the address of a machine for itself" if address.startswith("127.") else ""
+        return f"{here}{loopback}: {error.strerror or error}"
     return None
 
 

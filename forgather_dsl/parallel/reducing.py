@@ -9,7 +9,7 @@ in the same order, and may have any format; no more than `FLYING` are under way,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -120,14 +120,13 @@ class Reducer:
         self._counts.append((bucket, counts))  # read at the end: reading waits for a GPU
 
 
-def make_reducer(pipeline: Pipeline, mesh: Mesh) -> Reducer:
-    """Of what the pipeline's engine leaves to be summed; it listens where nobody else does."""
-    later = pipeline.summed_later()
+def make_reducer(pipeline: Pipeline, mesh: Mesh, later: Collection[str], bucket_bytes: int = BUCKET_BYTES) -> Reducer:
+    """Of the parameters that are `later` to be summed; it listens where nobody else does."""
     parameters = {name: p for name, p in pipeline.named_parameters() if name in later}
     listens = mesh.peers is not None and pipeline.tells_of_arrivals and pipeline.listener is None
     stages = [stage for _, stage in sorted(pipeline.stages.items(), reverse=True)] if listens else []
     early = [name for stage in stages for part in reversed(stage.parts().values()) for name, _ in part]
-    reducer = Reducer(parameters, [name for name in early if name in parameters], mesh)
+    reducer = Reducer(parameters, [name for name in early if name in parameters], mesh, bucket_bytes)
     if reducer.buckets:
         pipeline.listener = reducer
     return reducer

@@ -21,6 +21,9 @@ from forgather_dsl.parallel.progress import PROGRESS
 __all__ = ["Gather", "ReduceScatter"]
 
 
+_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # renamed in torch 2.13
+
+
 class Gather:
     """All ranks' slices of some parameters, on every rank. Raises PeerLost when a rank is gone."""
 
@@ -33,7 +36,7 @@ class Gather:
     ) -> dist.Work | None:
         """Begin, and with `async_op` return what to wait for."""
         with _together("weights", async_op):
-            work = dist.all_gather_into_tensor(output_tensor, input_tensor, group, async_op=async_op)
+            work = _gather(output_tensor, input_tensor, group, async_op=async_op)
         return None if work is None else _Gathering(work)
 
 

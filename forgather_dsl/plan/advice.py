@@ -225,7 +225,7 @@ def _option(experiment: Experiment, changed: Experiment, site: Site, rate: Rate 
         if name == names[-1]:
             speed = None if rate is None else rate(changed)
             effects += ([f"{speed:,.0f} tokens/s"] if speed else []) + ["fits"]
-        lines.append(f"{line:<55} # {', '.join(effects)}")
+        lines.append(f"{line:<55} # {', '.join(effects)}" if effects else line)
     return Option(changed, tuple(lines))
 
 
@@ -234,7 +234,14 @@ def written(value: Any) -> str:
     if not isinstance(value, specs.Parallel | specs.Schedule | specs.Recompute):
         return f'"{value}"' if isinstance(value, str) else repr(value)
     plain = type(value)()
-    told = {"stages", *missing(plain)}  # whatever they are
+    sizes = (
+        {"shards"}
+        if isinstance(value, specs.FSDP2)
+        else {"stages"}
+        if isinstance(value, specs.Pipeline)
+        else {"replicas"}
+    )
+    told = {*sizes, *missing(plain)}  # whatever they are
     differing = [
         name for name in type(value).__fields__ if name in told or getattr(value, name) != getattr(plain, name)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["CARDS", "Card", "by_memory", "by_name"]
@@ -51,6 +52,7 @@ TYPICAL = {10: "RTX 3080", 12: "RTX 3060", 16: "RTX 4080", 24: "RTX 4090", 32: "
 TYPICAL |= {48: "RTX A6000", 80: "A100", 141: "H200"}  # which card is meant when only its memory is said
 
 
+@lru_cache(maxsize=64)  # a plan asks for every rank of every candidate
 def by_name(text: str) -> Card | None:
     """The card whose name is part of `text`, as drivers ("NVIDIA GeForce RTX 4090") and people ("rtx4090", "4090") write it.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import specs
 from ..dsl import missing, replace
-from ..specs import Experiment, Pipeline, Single
+from ..specs import DDP, FSDP2, Experiment, Pipeline, Single
 from ..specs.parallel import Searched
 from .estimate import Site, estimate
 from .layout import lay_out
@@ -22,12 +22,17 @@ MOST_MOVES = 24  # of layers between stages, in search of cuts that fit
 
 
 def for_cards(experiment: Experiment, count: int) -> Experiment:
-    """On `count` cards: a pipeline of as many ranks, or one process."""
+    """On `count` cards: as many replicas or shards of a strategy that has them, a pipeline of as many ranks, or one process."""
     if count == 1:
         return replace(experiment, parallel=Single())
     parallel = experiment.parallel
+    if isinstance(parallel, DDP):
+        return replace(experiment, parallel=replace(parallel, replicas=count))
+    if isinstance(parallel, FSDP2):
+        return replace(experiment, parallel=replace(parallel, shards=count, replicas=1))
     if isinstance(parallel, Pipeline):
-        return replace(experiment, parallel=replace(parallel, stages=count, cuts=None, replicas=1, ranks_per_gpu=1))
+        alone = replace(parallel, stages=count, cuts=None, replicas=1, shard_replicas=False, ranks_per_gpu=1)
+        return replace(experiment, parallel=alone)
     return replace(experiment, parallel=Pipeline(stages=count))
 
 

@@ -7,11 +7,13 @@ from typing import Any
 from ..specs import Experiment, Pipeline
 from . import hardware as machines
 from .advice import written
-from .hardware import GIB
+from .hardware import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, GIB
 from .host_costs import CARD_TO_HOST, HOST_RATE
 from .memory import State
-from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link
-from .planner import Plan, Row, Run
+from .model_costs import gather, link
+from .planner import Plan, Row
+from .prediction import Run
+from .verdicts import break_even_of, strategies_of
 
 __all__ = ["to_dict"]
 
@@ -37,6 +39,9 @@ def to_dict(found: Plan, target: str | None = None) -> dict[str, Any]:
         "assumptions": _assumptions(found),
         "ranks": [_rank(run, rank) for rank in range(len(run.memory.ranks))],
         "comparison": [_row(row) for row in found.comparison],
+        "strategies": strategies_of(found.strategies),
+        "break_even": break_even_of(found.strategies),
+        "choice": found.choice or None,
         "advice": list(found.options[0].lines) if found.options else [],
         "alternatives": [list(option.lines) for option in found.options[1:]],
         "notes": list(found.notes),
@@ -114,6 +119,12 @@ def _assumptions(found: Plan) -> dict[str, Any]:
         "latency_microseconds": latency * 1e6,
         "bytes_per_activation": state.number_bytes,
     }
+    if any(device.products for device in run.hardware.devices):
+        told["products_tflops_measured"] = [speed.products / 1e12 for speed in speeds]
+    if any(device.copies for device in run.hardware.devices):
+        told["copies_gb_per_second_measured"] = [speed.copies / 1e9 for speed in speeds]
+    if run.hardware.gather is not None:
+        told["gather_gb_per_second_measured"] = gather(run.hardware, found.profile) / 1e9
     if state.on_host:
         told |= {"card_to_host_gb_per_second": CARD_TO_HOST / 1e9, "host_memory_gb_per_second": HOST_RATE / 1e9}
     if found.profile is not None:

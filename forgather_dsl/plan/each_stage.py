@@ -8,6 +8,7 @@ from typing import Any
 
 from ..specs import Experiment
 from .memory import State
+from .sharded_cost import is_cut, of_shards
 from .sizes import ModelSize
 from .stage_cost import StageCost
 
@@ -20,13 +21,14 @@ def each_stage(
     """In the order of the stages, which have these layers and keep what these policies say."""
     asked: Any = experiment  # experiments can be hashed, which type checkers do not see
     found = _known(asked, state.on_gpu)
+    cost_of = of_shards if is_cut(experiment) else StageCost.of
     keys = [
         (tuple(size.blocks[index] for index in layers), stage == 0, stage == len(ranges) - 1, policies[stage])
         for stage, layers in enumerate(ranges)
     ]
     for stage, key in enumerate(keys):
         if key not in found:
-            found[key] = StageCost.of(experiment, size, ranges, stage, state, policies[stage])
+            found[key] = cost_of(experiment, size, ranges, stage, state, policies[stage])
     return [found[key] for key in keys]
 
 

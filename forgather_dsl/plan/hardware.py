@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 from ..dsl import ConfigError
 from . import cards
 
-__all__ = ["GIB", "Device", "Hardware", "Speed", "for_ranks", "gpus", "host_memory", "parse", "speed"]
+__all__ = ["BANDWIDTH_SUSTAINED", "FLOPS_SUSTAINED", "GIB", "Device", "Hardware", "Speed", "for_ranks", "gpus"]
+__all__ += ["host_memory", "parse", "speed"]
 
 GIB = 2**30
 MOST_CARDS = 1024  # a larger number is a typing error
@@ -27,17 +28,23 @@ LATENCY = 30e-6  # seconds, when not said
 CORE_FLOPS = 100e9  # of a processor's core, fp32: two AVX2 multiply-adds a cycle at 3 GHz
 HOST_BANDWIDTH = 30e9  # bytes per second that all cores share
 HOST_LINK, HOST_LATENCY = 1e9, 200e-6  # between two processes, over gloo
+FLOPS_SUSTAINED = 0.7  # of a card's peak, by products of these sizes; LLMQ reaches 0.71 on RTX 4090s (arXiv 2512.15306)
+BANDWIDTH_SUSTAINED = 0.8  # of a card's peak, by operations that only move memory
 _UNITS = {"": 2**30, "g": 2**30, "gb": 2**30, "gib": 2**30, "m": 2**20, "mb": 2**20, "mib": 2**20}
 _CARDS = re.compile(r"(?:(\d+)\s*[x*]\s*)?(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _MODELS = re.compile(r"(?:(\d+)\s*[x*]\s*)?(\w[\w -]*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-z/]*)", re.IGNORECASE)
 _RATES = {"kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9, "tb/s": 1e12}
+_FLOPS = {"gflop/s": 1e9, "tflop/s": 1e12, "pflop/s": 1e15}
 _OPTIONS = {  # what may follow the cards, its units, an example
     "link": (_RATES, "12GB/s"),
     "latency": ({"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}, "30us"),
     "tflops": ({"": 1e12}, "165"),
     "bandwidth": (_RATES, "1.0TB/s"),
     "host": ({unit: float(size) for unit, size in _UNITS.items() if unit}, "128GB"),
+    "gather": (_RATES, "5GB/s"),
+    "products": (_FLOPS, "115TFLOP/s"),
+    "copies": (_RATES, "800GB/s"),
 }
 
 
@@ -51,6 +58,10 @@ class Device:
     kind: Literal["gpu", "named", "host"]
     flops: float | None = None  # per second, of matrix products, where it was said; None: by its name or memory
     bandwidth: float | None = None  # bytes per second, likewise
+    products: float | None = (
+        None  # flops that products of a layer's size reach, where measured; None: a share of the peak
+    )
+    copies: float | None = None  # bytes per second that copies read and write, likewise
     shared_by: int = 1  # ranks on this card; memory is one rank's share of it, speeds are the card's
 
 
@@ -63,6 +74,9 @@ class Hardware:
     link: float | None = None  # bytes per second from one rank to the next, each way; None: not said
     latency: float | None = None  # seconds
     host_known: bool = True  # False: named cards are in another machine, of whose memory nothing was said
+    gather: float | None = None  # bytes per second that a rank sends in collectives over all ranks; None: as `link`
+    products: float | None = None  # as of a `Device`; of a host without cards, which all its ranks share
+    copies: float | None = None
 
 
 def for_ranks(found: Hardware, ranks: int) -> Hardware:
@@ -72,9 +86,12 @@ def for_ranks(found: Hardware, ranks: int) -> Hardware:
     devices = found.devices
     if not devices:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = Device(
-            "this host", found.host_memory_bytes // ranks, "host", CORE_FLOPS * cores / ranks, HOST_BANDWIDTH / ranks
-        )
+        memory, flops = found.host_memory_bytes // ranks, CORE_FLOPS * cores / ranks
+        share = Device("this host", memory, "host", flops, HOST_BANDWIDTH / ranks)
+        if found.products:
+            share = replace(share, products=found.products / ranks)
+        if found.copies:
+            share = replace(share, copies=found.copies / ranks)
         return replace(found, devices=(share,) * ranks)
     sharing = [len(range(card, ranks, len(devices))) for card in range(len(devices))]
     shares = [
@@ -90,9 +107,9 @@ class Speed(NamedTuple):
     flops: float  # per second, matrix products
     bandwidth: float  # bytes per second
     card: str | None  # None where both were said, or for a host
-    fp8: float | None = (
-        None  # flops with float8 factors, of a device whose flops were said twice those; None: it has none
-    )
+    fp8: float | None  # flops with float8 factors, of a device whose flops were said twice those; None: it has none
+    products: float  # flops that are sustained: as measured, or a share of the peak
+    copies: float  # bytes per second, likewise
 
 
 def speed(device: Device, bf16: bool) -> Speed:
@@ -101,17 +118,21 @@ def speed(device: Device, bf16: bool) -> Speed:
     """
     ranks = device.shared_by
     if device.flops and device.bandwidth:
-        return Speed(device.flops / ranks, device.bandwidth / ranks, None, 2 * device.flops / ranks)
-    card = cards.by_name(device.name) or cards.by_memory(device.memory_bytes * ranks / GIB)
-    flops = device.flops or (card.bf16_tflops if bf16 else card.fp32_tflops) * 1e12
-    fp8 = None if card.fp8_tflops is None else card.fp8_tflops / card.bf16_tflops * flops / ranks
-    return Speed(flops / ranks, (device.bandwidth or card.bandwidth_gbs * 1e9) / ranks, card.name, fp8)
+        flops, bandwidth, name, fp8 = device.flops, device.bandwidth, None, 2 * device.flops / ranks
+    else:
+        card = cards.by_name(device.name) or cards.by_memory(device.memory_bytes * ranks / GIB)
+        flops = device.flops or (card.bf16_tflops if bf16 else card.fp32_tflops) * 1e12
+        bandwidth, name = device.bandwidth or card.bandwidth_gbs * 1e9, card.name
+        fp8 = None if card.fp8_tflops is None else card.fp8_tflops / card.bf16_tflops * flops / ranks
+    products, copies = device.products or flops * FLOPS_SUSTAINED, device.copies or bandwidth * BANDWIDTH_SUSTAINED
+    return Speed(flops / ranks, bandwidth / ranks, name, fp8, products / ranks, copies / ranks)
 
 
 def parse(text: str) -> Hardware:
     """Cards joined by `+`, by memory (`24GB`) or model (`RTX4090`), with their number (`4x24GB`); or `auto`: the GPUs of
     this machine, none perhaps. After commas: `link=12GB/s`, `latency=30us`, `tflops=165` and `bandwidth=1.0TB/s` per card,
-    `host=128GB` of memory beside them.
+    `host=128GB` of memory beside them; and what `doctor --links` measures: `gather=5GB/s`, `products=115TFLOP/s`,
+    `copies=800GB/s`.
 
     Raises:
         ConfigError: the text is none of these.
@@ -122,12 +143,14 @@ def parse(text: str) -> Hardware:
         devices = list(gpus())
     else:
         devices = [device for part in first.split("+") for device in _named(part.strip(), text)]
-    speeds = {"flops": said.get("tflops"), "bandwidth": said.get("bandwidth")}
+    measured = {"products": said.get("products"), "copies": said.get("copies")}
+    speeds = {"flops": said.get("tflops"), "bandwidth": said.get("bandwidth"), **measured}
     if any(speeds.values()):
         devices = [replace(device, **speeds) for device in devices]
     here = not devices or devices[0].kind == "gpu"
     host = int(said.get("host", 0)) or host_memory()
-    return Hardware(tuple(devices), host, said.get("link"), said.get("latency"), here or "host" in said)
+    known, between = here or "host" in said, (said.get("link"), said.get("latency"))
+    return Hardware(tuple(devices), host, *between, known, said.get("gather"), **measured)
 
 
 def _option(part: str, text: str) -> tuple[str, float]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..dsl import ConfigError, build, problems
 from ..dsl.check import said_at
-from ..specs import Auto, Experiment, Pipeline, ScheduleFile
+from ..specs import Auto, AutoParallel, Experiment, Pipeline, ScheduleFile
 from ..specs.experiment import num_microbatches, num_replicas, num_shards
 from ..specs.parallel import Searched, placement
 from ..specs.recompute import policy
@@ -63,6 +63,8 @@ def lay_out(experiment: Experiment) -> Layout:
 def _lay_out(experiment: Experiment) -> Layout:
     """With a recompute policy that is the same everywhere."""
     parallel = experiment.parallel
+    if isinstance(parallel, AutoParallel):
+        raise ConfigError("parallel: AutoParallel() is chosen before anything is laid out, by plan.choosing.choose()")
     if not isinstance(parallel, Pipeline):
         return Layout(accumulate(num_microbatches(experiment)), (range(experiment.model.num_layers),))
     spec, places, reason = parallel.schedule, placement(parallel), ""

@@ -25,12 +25,8 @@ from .resident import capacity, resident, room
 from .shard_cost import shard_cost
 from .sizes import Block, ModelSize, PartSize, model_size
 
-__all__ = ["BANDWIDTH_SUSTAINED", "FLOPS_SUSTAINED", "Seconds", "model_costs"]
+__all__ = ["Seconds", "gather", "link", "model_costs"]
 
-FLOPS_SUSTAINED = (
-    0.7  # of a card's peak, by matrix products of these sizes; LLMQ reaches 0.71 on RTX 4090s (arXiv 2512.15306)
-)
-BANDWIDTH_SUSTAINED = 0.8  # of a card's peak, by operations that only move memory
 UNKNOWN_LAYER = 1.0  # seconds of F, I and W of a layer of which nothing is known: times are then relative
 
 
@@ -114,6 +110,11 @@ def link(found: Hardware, measured: Profile | None = None) -> tuple[float, float
     if measured is not None and measured.link is not None:
         latency, rate = measured.link
     return found.latency or latency, found.link or rate
+
+
+def gather(found: Hardware, measured: Profile | None = None) -> float:
+    """Bytes per second that a rank sends while all ranks take part in a collective: as said, else as over a link."""
+    return found.gather or link(found, measured)[1]
 
 
 def _stage_seconds(
@@ -229,10 +230,10 @@ def _accumulated(part: PartSize, state: State) -> int:
 
 
 def _computed(F: float = 0.0, I: float = 0.0, W: float = 0.0, *, speed: Speed) -> Seconds:  # noqa: E741  the letters of actions
-    rate = speed.flops * FLOPS_SUSTAINED
+    rate = speed.products
     return Seconds(F / rate, I / rate, W / rate)
 
 
 def _moved(F: float = 0.0, I: float = 0.0, W: float = 0.0, *, speed: Speed) -> Seconds:  # noqa: E741  the letters of actions
-    rate = speed.bandwidth * BANDWIDTH_SUSTAINED
+    rate = speed.copies
     return Seconds(F / rate, I / rate, W / rate)

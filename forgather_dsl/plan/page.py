@@ -9,7 +9,17 @@ from typing import Any
 from .look import PAGE_STYLE
 from .picture import STYLE, svg
 from .planner import Plan
-from .tables import Table, assumed, comparison_table, headline, ranks_table, speed, verdict
+from .tables import (
+    Table,
+    assumed,
+    break_even,
+    comparison_table,
+    headline,
+    ranks_table,
+    speed,
+    strategies_table,
+    verdict,
+)
 
 __all__ = ["fragment", "html"]
 
@@ -44,6 +54,9 @@ def _parts(plan: Plan, data: dict[str, Any]) -> list[str]:
     ]
     if data["comparison"]:
         parts += ["<h2>Schedules on the same ranks</h2>", _table(comparison_table(data), text=(0, 4))]
+    if data["strategies"]:
+        parts += ["<h2>Strategies on the same cards</h2>", _table(strategies_table(data), text=(0, 7))]
+        parts += [f"<p>{escape(text)}</p>" for text in break_even(data)]
     for number, lines in enumerate(advice):
         parts.append("<h2>To make it fit, in the class body</h2>" if not number else "<p>or</p>")
         parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")

@@ -8,91 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from ..dsl import ConfigError, replace
-from ..specs import Experiment, Muon, Pipeline
-from ..specs.experiment import num_replicas, world_size
+from ..specs import DDP, FSDP2, AutoParallel, Experiment, Pipeline
+from ..specs.experiment import world_size
 from ..specs.parallel import Searched
 from . import hardware as machines
 from .advice import Option, advise, more_cards, written
 from .changes import for_cards, schedules, with_schedule
-from .costs import Costs
-from .estimate import Estimate, Site, estimate, most_ranks_per_gpu
+from .choosing import choose
+from .estimate import Site, most_ranks_per_gpu
 from .hardware import Hardware
-from .host_costs import HostSeconds, host_seconds
-from .layout import Layout, lay_out
-from .memory import State
-from .model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, link, model_costs
+from .prediction import Run, predict
 from .profile import Profile, own_profile
-from .simulate import Simulation, simulate
 from .sizes import model_size
+from .strategies import Strategy, compared
 
-__all__ = ["Plan", "Row", "Run", "plan", "predict"]
+__all__ = ["Plan", "Row", "plan"]
 
 LARGE_HEAD = 1.5  # layers' worth of arithmetic, from which on a head spread over the ranks is looked at
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one experiment is predicted to do on some hardware."""
-
-    experiment: Experiment
-    hardware: Hardware  # a device for each rank
-    layout: Layout
-    costs: Costs
-    memory: Estimate
-    simulation: Simulation
-    optimizer_seconds: tuple[float, ...]  # per rank
-    sum_seconds: float  # until the gradients of replicas are added up
-    arriving_seconds: float  # that a host takes for gradients beside the microbatches, of the slowest rank
-    fits: bool
-    times_known: bool
-
-    @property
-    def bubble(self) -> float:
-        """Share of the pipeline's part of a step that ranks wait, the mean over ranks."""
-        shares = self.simulation.bubble
-        return sum(shares) / len(shares)
-
-    @property
-    def step_seconds(self) -> float:
-        """The pipeline, or what the host takes for its gradients; the sum over replicas; then the slowest rank's optimizer."""
-        return max(self.simulation.makespan, self.arriving_seconds) + self.sum_seconds + max(self.optimizer_seconds)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """None when nothing is known of the layers' arithmetic."""
-        if not self.times_known or not self.step_seconds:
-            return None
-        return self.experiment.batch_size * self.experiment.seq_len / self.step_seconds
-
-    @property
-    def mfu(self) -> float | None:
-        """Model FLOPs utilisation: without recomputing, of the peak of all devices."""
-        size = model_size(self.experiment.model, self.experiment.seq_len)
-        bf16 = State(self.experiment, self.hardware.devices[0].kind != "host").number_bytes == 2
-        peak = sum(machines.speed(device, bf16).flops for device in self.hardware.devices)
-        per_token = 3 * (sum(layer.flops for layer in size.layers) + size.head.flops)
-        rate = self.tokens_per_second
-        return None if rate is None else rate * per_token / peak
-
-    @cached_property
-    def floor(self) -> tuple[float, float]:
-        """The least that any order of actions could take with this placement, and its bubble: seconds, share.
-
-        A rank's first microbatch passes the stages before its own first stage; then the rank has all its work to do. With
-        stages alike that is (ranks - 1) * (forward + communication) of waiting (arXiv 2401.10241).
-        """
-        schedule, costs = self.layout.schedule, self.costs
-        message, least = costs.latency + costs.transfer, 0.0
-        for rank, busy in enumerate(self.simulation.busy):
-            before = range(min(schedule.stages_of(rank)))
-            crossed = sum(schedule.placement[stage] != schedule.placement[stage + 1] for stage in before)
-            least = max(least, sum(costs.forward[stage] for stage in before) + crossed * message + busy)
-        mean = sum(self.simulation.busy) / schedule.num_ranks
-        return least, (1 - mean / least if least else 0.0)
 
 
 @dataclass(frozen=True)
@@ -114,6 +49,8 @@ class Plan:
     comparison: tuple[Row, ...] = ()
     options: tuple[Option, ...] = ()
     profile: Profile | None = None
+    strategies: tuple[Strategy, ...] = ()
+    choice: str = ""  # why AutoParallel came to this
 
     def _repr_html_(self) -> str:  # notebooks
         from .contract import to_dict
@@ -122,68 +59,15 @@ class Plan:
         return fragment(self, to_dict(self))
 
 
-def predict(experiment: Experiment, found: Hardware, profile: Mapping[str, Any] | None = None) -> Run:
-    """Lay an experiment out, count its memory and simulate its step; the ranks are as many as it says.
-
-    Raises:
-        ConfigError: the layout is not possible, or the profile is of something else.
-    """
-    profile = profile or own_profile(experiment)
-    site, layout = Site.of(found, experiment), lay_out(experiment)
-    schedule, layers = layout.schedule, layout.layers
-    memory = estimate(experiment, on_gpu=site.on_gpu, layout=layout)
-    costs = model_costs(experiment, schedule.placement, layers, profile, found, layout.policies(experiment))
-    devices = machines.for_ranks(found, world_size(experiment))
-    known = bool(experiment.model.num_layers) and not any("layers of" in text for text in memory.left_out)
-    return Run(
-        experiment=experiment,
-        hardware=devices,
-        layout=layout,
-        costs=costs,
-        memory=memory,
-        simulation=simulate(schedule, costs),
-        optimizer_seconds=_optimizer_seconds(experiment, memory, devices),
-        sum_seconds=_sum_seconds(experiment, memory, found),
-        arriving_seconds=max(host.arriving for host in _on_host(experiment, memory, devices)),
-        fits=site.fits(memory),
-        times_known=known or profile is not None,
-    )
-
-
-def _optimizer_seconds(experiment: Experiment, memory: Estimate, devices: Hardware) -> tuple[float, ...]:
-    """Weights, gradients and state are read and written once; Muon multiplies matrices besides: an iteration takes 4 (long
-    matrices) to 6 (square ones) products of a matrix with its shorter side.
-    """
-    state, size = State(experiment, devices.devices[0].kind != "host"), model_size(experiment.model, experiment.seq_len)
-    if state.on_host:
-        return tuple(host.update for host in _on_host(experiment, memory, devices))
-    iterations = experiment.optimizer.ns_steps if isinstance(experiment.optimizer, Muon) else 0
-    seconds = []
-    for rank, device in zip(memory.ranks, devices.devices):
-        speed = machines.speed(device, bf16=state.number_bytes == 2)
-        moved = 2 * (rank.weights + rank.gradients + rank.optimizer)
-        matrices = sum(size.layers[index].matrices for _, layers in rank.stages for index in layers)
-        products = 5 * iterations * size.dim * matrices
-        seconds.append(moved / (speed.bandwidth * BANDWIDTH_SUSTAINED) + products / (speed.flops * FLOPS_SUSTAINED))
-    return tuple(seconds)
-
-
-def _on_host(experiment: Experiment, memory: Estimate, devices: Hardware) -> list[HostSeconds]:
-    """Of every rank; all are taken to be on one machine."""
-    state, size = State(experiment, devices.devices[0].kind != "host"), model_size(experiment.model, experiment.seq_len)
-    return [host_seconds(experiment, size, rank.stages, state, len(memory.ranks)) for rank in memory.ranks]
-
-
-def _sum_seconds(experiment: Experiment, memory: Estimate, found: Hardware) -> float:
-    """A ring sends each gradient 2 (n - 1) / n times over each link, and all ranks of a replica send at the same time."""
-    replicas = num_replicas(experiment)
-    largest = max(rank.gradients for rank in memory.ranks)
-    return 2 * (replicas - 1) / replicas * largest / link(found)[1]
-
-
-def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    experiment: Experiment,
+    gpus: str | None = None,
+    profile: Mapping[str, Any] | None = None,
+    *,
+    strategies: bool = False,
+) -> Plan:
     """The plan on `gpus`, or on the experiment's own hardware. Another number of cards than the experiment has ranks means
-    as many ranks as cards.
+    as many ranks as cards. With `strategies` compared, as they are for AutoParallel anyway.
 
     Raises:
         ConfigError: `gpus` or `hardware` is not understood, the experiment cannot be laid out, a profile of something else.
@@ -192,18 +76,27 @@ def plan(experiment: Experiment, gpus: str | None = None, profile: Mapping[str, 
     wanted, experiment = experiment, replace(experiment, hardware=text)  # a searched order keeps within these cards
     profile = profile or own_profile(experiment)
     found, notes = machines.parse(text), []
+    rows: tuple[Strategy, ...] = ()
+    choice = choose(experiment, text, profile=profile) if isinstance(experiment.parallel, AutoParallel) else None
     ranks, cards = world_size(experiment), len(found.devices)
-    if cards and not cards <= ranks <= cards * most_ranks_per_gpu(experiment):
+    if choice is not None:
+        experiment, rows = choice.experiment, choice.rows
+        notes.append(f"AutoParallel: {choice.reason}")
+    elif cards and not cards <= ranks <= cards * most_ranks_per_gpu(experiment):
         experiment = _on_all(experiment, cards, text)
         number = f"{cards} card{'s' if cards > 1 else ''}"
         notes.append(f"{text} is {number}, so planned with parallel = {written(experiment.parallel)}")
     run = predict(experiment, found, profile)
     if run.layout.reason:
         notes.append(f"Auto: {run.layout.reason}")
-    rows = _comparison(run, found, profile)
+    comparison = _comparison(run, found, profile)
+    if choice is None and strategies:
+        known = [run, *(row.run for row in comparison if row.run is not None)]
+        rows = tuple(compared(experiment, world_size(experiment), found, profile, known))
     options = [] if run.fits else _options(wanted, run.experiment, found, text)
     measured = None if profile is None else Profile.of(profile, experiment)
-    return Plan(run, text, tuple(notes), tuple(rows), tuple(options), measured)
+    reason = "" if choice is None else choice.reason
+    return Plan(run, text, tuple(notes), tuple(comparison), tuple(options), measured, rows, reason)
 
 
 def _options(wanted: Experiment, planned: Experiment, found: Hardware, text: str) -> list[Option]:
@@ -217,14 +110,24 @@ def _options(wanted: Experiment, planned: Experiment, found: Hardware, text: str
         except (ConfigError, ValueError):
             return None
 
-    there = replace(wanted, hardware=text)
+    there = replace(planned if isinstance(wanted.parallel, AutoParallel) else wanted, hardware=text)
     searched = isinstance(planned.parallel, Pipeline) and isinstance(planned.parallel.schedule, Searched)
-    options = advise(there, Site.of(found, wanted), rate, wanted if searched else there)
+    lines_for = wanted if searched or isinstance(wanted.parallel, AutoParallel) else there
+    options = advise(there, Site.of(found, planned), rate, lines_for)
     more = more_cards(there, found, text, rate) if found.devices else None
     return options + ([more] if more is not None else [])
 
 
 def _on_all(experiment: Experiment, cards: int, text: str) -> Experiment:
+    if isinstance(experiment.parallel, (DDP, FSDP2)):
+        if experiment.batch_size % cards:
+            raise ConfigError(
+                f"{text!r} names {cards} cards, among which a batch_size of {experiment.batch_size} does not divide; name as "
+                f"many as divide it, or write batch_size = {-(-experiment.batch_size // cards) * cards}"
+            )
+        changed = for_cards(experiment, cards)
+        share = changed.batch_size // cards
+        return changed if share % changed.microbatch_size == 0 else replace(changed, microbatch_size=1)
     if cards > experiment.model.num_layers:
         raise ConfigError(
             f"{text!r} names {cards} cards, the model has {experiment.model.num_layers} layers, and every rank of a "

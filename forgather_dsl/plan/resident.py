@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..specs import Experiment, InBackward, Pipeline
+from ..specs import DDP, FSDP2, Experiment, InBackward, Pipeline
 from ..specs.experiment import num_shards
 from .hardware import GIB, Device
 from .memory import State, passes
 from .occupancy import lookahead
+from .sharded_cost import is_cut, own_rows
 from .sizes import ModelSize, PartSize
 
 __all__ = ["Resident", "capacity", "overhead", "resident", "room"]
@@ -22,9 +23,12 @@ FRAGMENTATION = 0.04  # of what the allocator hands out on a GPU; 1 to 3 % was s
 PROCESS = int(0.35 * GIB)  # Python and torch, one rank on a CPU
 
 
+FLYING, BUCKET = 3, 25 * 2**20  # buckets of gradients, and the bytes of one (parallel/reducing.py)
+
+
 class Resident(NamedTuple):
     """Bytes that one rank holds; `copies` of weights during a step; `update` is what the optimizer makes for itself at its
-    end, when no microbatch is alive and no copy; `host` is in the host's memory."""
+    end, or what replicas send, when no microbatch is alive and no copy; `host` is in the host's memory."""
 
     weights: int
     copies: int
@@ -48,7 +52,10 @@ def resident(
         parts.append((size.head_shard(shards), False))
     elif last and not (size.tied and 0 in own):
         parts.append((size.head, False))
-    weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
+    weights, gradients, optimizer, host = _stored(experiment, parts, state)
+    parallel = experiment.parallel
+    if is_cut(experiment) and isinstance(parallel, FSDP2):
+        parts = [(own_rows(part, parallel.shards), in_layer) for part, in_layer in parts]
     if last and size.tied and 0 not in own:  # a copy: the embedding's rank has its optimizer state
         optimizer -= state.bytes_of(size.head, False)[2]
     if isinstance(experiment.parallel, Pipeline) and experiment.parallel.post_validation:
@@ -58,19 +65,51 @@ def resident(
     copies = sum(state.casts(part) for part, _ in parts)
     if last and size.tied and 0 in own:  # the head's gradient is summed apart, and its weight cast
         copies += state.casts(size.head)
+    copies = state.casts(size.head) if is_cut(experiment) else copies
     beside = [other for stage in own for other in (stage - 1, stage + 1)]
     neighbours = sum(0 <= stage < len(ranges) and stage not in own for stage in beside)
     if shards:  # hidden states from the last stage, which has a message from every shard
         neighbours += shards - 1 if last else 1
     message = message_bytes(experiment, size, state)
     updated = parts[:-1] if last and size.tied and 0 not in own else parts
-    host = sum(state.on_host_of(*part) for part in updated)
+    host += sum(state.on_host_of(*part) for part in updated)
     if passes(experiment, state):
         gradients = state.tied_gradient_bytes * size.embedding.parameters if size.tied and (last or 0 in own) else 0
     if isinstance(experiment.update, InBackward):  # all but a tied weight is updated by then
         updated = [(size.embedding, False)] if size.tied and 0 in own else []
     buffers = lookahead(message) * neighbours * message
-    return Resident(weights, copies, gradients, optimizer, buffers, state.update(updated) if updated else 0, host)
+    flying = _flying(experiment, parts, gradients, state)
+    update = max(state.update(updated) if updated else 0, flying)
+    return Resident(weights, copies, gradients, optimizer, buffers, update, host)
+
+
+def _stored(experiment: Experiment, parts: Sequence[tuple[PartSize, bool]], state: State) -> tuple[int, int, int, int]:
+    """Weights, gradients and optimizer state on the device, and all of what is on the host: this rank's rows of what is cut."""
+    parallel = experiment.parallel
+    if isinstance(parallel, FSDP2) and is_cut(experiment):
+        own = [(own_rows(part, parallel.shards), in_layer) for part, in_layer in parts]
+        kept = [(PartSize(vectors=part.vectors), in_layer) for part, in_layer in own] if parallel.offload else own
+        weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in kept)))
+        host = sum(sum(state.bytes_of(*part)) for part in own) - weights - gradients - optimizer
+        return weights, gradients, optimizer, host
+    weights, gradients, optimizer = (sum(kind) for kind in zip(*(state.bytes_of(*part) for part in parts)))
+    if isinstance(parallel, Pipeline) and parallel.shard_replicas:
+        shared = [(own_rows(part, parallel.replicas), in_layer) for part, in_layer in parts]
+        optimizer = sum(state.bytes_of(*part)[2] for part in shared)
+    return weights, gradients, optimizer, 0
+
+
+def _flying(experiment: Experiment, parts: Sequence[tuple[PartSize, bool]], gradients: int, state: State) -> int:
+    """Copies of gradients on their way between replicas (parallel/reducing.py); the most when activations are gone."""
+    parallel = experiment.parallel
+    if (
+        not isinstance(parallel, (DDP, Pipeline))
+        or parallel.replicas == 1
+        or getattr(parallel, "shard_replicas", False)
+    ):
+        return 0
+    largest = max((part.largest for part, in_layer in parts if in_layer), default=0)
+    return min(gradients, FLYING * max(BUCKET, state.gradient_bytes * largest))
 
 
 def message_bytes(experiment: Experiment, size: ModelSize, state: State) -> int:

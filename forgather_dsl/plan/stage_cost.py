@@ -17,7 +17,7 @@ from .masks import Masks
 from .memory import Held, State, passes
 from .sizes import ModelSize, PartSize
 
-__all__ = ["LOSS_ROWS", "StageCost"]
+__all__ = ["LOSS_ROWS", "StageCost", "Walk"]
 
 LOSS_ROWS = 128  # rows of a chunk's logits that are in fp32 at a time (train/chunked_loss.py)
 
@@ -49,10 +49,10 @@ class StageCost(NamedTuple):
         cls, experiment: Experiment, size: ModelSize, ranges: Sequence[range], stage: int, state: State, policy: str
     ) -> StageCost:
         """One microbatch on stage `stage` of those with these layers, which keeps what `policy` says."""
-        return _Walk(experiment, size, ranges, stage, state, policy).cost()
+        return Walk(experiment, size, ranges, stage, state, policy).cost()
 
 
-class _Walk:
+class Walk:
     """Goes through a stage's layers as its actions do. `now` is what an action has come to, `most` its peak so far."""
 
     def __init__(
@@ -142,7 +142,7 @@ class _Walk:
         """All of it."""
         layers = [layer.size for layer in self.layers]
         parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
-        copies = Held(weights=sum(map(self.state.casts, parts)), activations=self.tables)
+        copies = Held(weights=self.casts(parts), activations=self.tables)
         copies = copies.plus(self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0)))
         forward = self.forward(copies)
         kept = self.now.plus(copies, -1)
@@ -157,6 +157,10 @@ class _Walk:
         most = forward, backward, inputs, weights, first, first_weights
         return StageCost(kept, owed, copies, gradients, *most, early, host)
 
+    def casts(self, parts: Sequence[PartSize]) -> int:
+        """Bytes of copies of weights in the format of products."""
+        return sum(map(self.state.casts, parts))
+
     def forward(self, copies: Held) -> Held:
         """F, from the stage's input to its output or loss; `now` ends with what stays."""
         dim, wide = self.size.dim, int(self.state.number_bytes == 2)
@@ -165,12 +169,9 @@ class _Walk:
         self.add(Held(activations=self.masks.kept))
         self.touch(Held(activations=self.masks.making))
         if self.first:
-            self.touch(self.numbers(dim).plus(self.embedded()))  # and in the format of activations
+            self.embed()
         for layer in self.layers:
-            self.touch(self.numbers(layer.running))
-            self.add(self.numbers(*layer.kept))
-            self.touch(self.factors(layer.size, "F"))
-            self.touch(self.numbers(2 * dim))  # the output of the last product, and the sum that the next layer takes
+            self.layer_forward(layer)
         if not self.last:
             self.add(self.numbers(dim))
             return self.most
@@ -182,6 +183,19 @@ class _Walk:
         self.touch(self.logits(1 + wide, 1))  # as the head makes them, in fp32, and their log-softmax
         self.add(self.logits(1))
         return self.most
+
+    def embed(self) -> None:
+        """The rows of the embedding, and in the format of activations."""
+        self.touch(self.numbers(self.size.dim).plus(self.embedded()))
+
+    def layer_forward(self, layer: LayerCost) -> None:
+        """One layer, to what it keeps."""
+        self.touch(self.numbers(layer.running))
+        self.add(self.numbers(*layer.kept))
+        self.touch(self.factors(layer.size, "F"))
+        self.touch(
+            self.numbers(2 * self.size.dim)
+        )  # the output of the last product, and the sum that the next one takes
 
     def owed(self) -> Iterator[tuple[PartSize, Held]]:
         """The parts in the order of a backward pass, and what each leaves from I to W."""

@@ -9,6 +9,7 @@ import os
 from typing import NamedTuple
 
 from ..parallel.launch import environment
+from ..plan.choosing import chosen
 from ..plan.estimate import most_ranks_per_gpu
 from ..plan.hardware import gpus
 from ..specs import Experiment
@@ -54,6 +55,7 @@ class Places:
         """A place with as many cards as the experiment has ranks for, or all of them; None while too few are free."""
         if self._taken >= self.jobs:
             return None
+        experiment = chosen(experiment)
         needed = min(len(self.cards), -(-world_size(experiment) // most_ranks_per_gpu(experiment)))
         if len(self._free) < needed:
             return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..dsl import ConfigError, check
 from ..errors import UserError
+from ..plan.choosing import chosen
 from ..plan.fit import gib, host_need, require_fit
 from ..plan.hardware import gpus, host_memory
 from ..plan.layout import schedule_problems
@@ -41,14 +42,14 @@ def check_here(members: Sequence[Member], jobs: int) -> None:
     """
 
     def one(experiment: Experiment) -> None:
-        require_fit(experiment)
+        require_fit(chosen(experiment))
         check_sources(experiment)
 
     distinct = {member.group: member for member in reversed(members)}.values()
     _raise_all([member.group_label for member in distinct], [member.experiment for member in distinct], one)
     if jobs == 1 or gpus():
         return
-    needs = sorted((host_need(member.experiment) for member in members), reverse=True)
+    needs = sorted((host_need(chosen(member.experiment)) for member in members), reverse=True)
     there = host_memory()
     if (together := sum(needs[:jobs])) > there:
         fit = max(count for count in range(1, jobs + 1) if sum(needs[:count]) <= there)

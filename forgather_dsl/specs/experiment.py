@@ -14,9 +14,10 @@ from .eval_sets import refused_sets
 from .guard import Guard
 from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
 from .model import Llama, Model
-from .optimizers import SGD, AdamW, Lion, Muon, Optimizer
+from .optimizers import AdamW, Muon, Optimizer
 from .parallel import DDP, FSDP2, Parallel, Pipeline, Single, described, placement
 from .recompute import FullRecompute, NoRecompute, Recompute, untileable
+from .sharding import by_rows, not_shardable
 from .training import (
     BF16,
     FP8,
@@ -139,6 +140,7 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
                 "__token_wise__ = True in the class of its spec",
             )
         yield from self.__check_stages__()
+        yield from not_shardable(self)
         yield from self.update.__refused__(self)
 
     def __check_products__(self) -> Any:
@@ -173,8 +175,8 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
             fewer = f"{share * replicas} or " if share else ""
             yield (
                 "batch_size",
-                f"{self.batch_size} sequences do not divide among {replicas} replicas; write batch_size = {fewer}"
-                f"{(share + 1) * replicas}, or parallel.replicas = one of {divisors(self.batch_size)}",
+                f"{self.batch_size} sequences do not divide among {replicas} {_sharers(self)}; write batch_size = {fewer}"
+                f"{(share + 1) * replicas}, or parallel.{_sharers(self)} = one of {divisors(self.batch_size)}",
             )
         elif share % self.microbatch_size:
             each = f", {share} for each of {replicas} replicas," if replicas > 1 else ""
@@ -222,12 +224,16 @@ class Experiment(Lazy["forgather_dsl.train.trainer.Trainer"], abstract=True):
         if type(self.loss).__target__ != CrossEntropy.__target__:
             name = type(self.loss).__name__
             yield f"the shards compute cross entropy themselves, not {name}; leave it out, or write loss=CrossEntropy()"
-        if type(self.optimizer).__target__ not in [kind.__target__ for kind in (AdamW, Lion, Muon, SGD)]:
+        if not by_rows(self) and type(self.optimizer).__target__ != Muon.__target__:
             name = type(self.optimizer).__name__
             yield (
                 f"{name} is not known to treat every number of the head by itself, so shards would not learn what the "
                 "whole learns; leave it out, or write optimizer=AdamW(), Lion(), Muon() or SGD()"
             )
+
+
+def _sharers(experiment: Experiment) -> str:
+    return "shards" if isinstance(experiment.parallel, FSDP2) else "replicas"
 
 
 def divisors(number: int) -> str:

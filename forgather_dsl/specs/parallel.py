@@ -195,6 +195,12 @@ class Pipeline(Parallel):
             yield "cuts", f"{self.cuts}: every stage needs a layer"
 
 
+class AutoParallel(Parallel):
+    """The fastest strategy that fits, by plan, on the experiment's `hardware`: chosen before anything is written or started.
+    The run directory holds the class that it came to, and why. `microbatch_size` is chosen too where no class sets it.
+    """
+
+
 def placement(parallel: Pipeline) -> tuple[int, ...] | None:
     """The rank that holds each stage; None when the schedule's file does not say."""
     try:

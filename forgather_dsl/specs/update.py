@@ -9,7 +9,7 @@ import attrs
 
 from ..dsl import Lazy
 from .optimizers import AdamW
-from .parallel import Pipeline
+from .parallel import DDP, Pipeline
 from .validators import positive
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class InBackward(Update):
         yield from _not_with(
             experiment.parallel,
             "InBackward",
-            replicas="replicas add up their gradients after the last backward",
+            replicas="replicas add up their gradients before any update",
             post_validation="post_validation takes back a whole update",
             torch="torch's runtime does not tell when a layer's gradients are complete",
         )
@@ -105,13 +105,13 @@ class OnHost(Update):
 
 
 def _not_with(parallel: Any, name: str, instead: str = "AfterBackward()", **reasons: str) -> Iterator[Problem]:
-    """Of the options named in `reasons`, those that a pipeline has."""
-    if not isinstance(parallel, Pipeline):
+    """Of the options named in `reasons`, those that a strategy has."""
+    if not isinstance(parallel, (Pipeline, DDP)):  # of FSDP2 see sharding.py
         return
     has = {
         "replicas": parallel.replicas > 1,
-        "post_validation": parallel.post_validation,
-        "torch": parallel.engine == "torch",
+        "post_validation": isinstance(parallel, Pipeline) and parallel.post_validation,
+        "torch": isinstance(parallel, Pipeline) and parallel.engine == "torch",
     }
     written = {"replicas": "parallel.replicas=1", "post_validation": "post_validation=False", "torch": "engine='own'"}
     for option, why in reasons.items():

@@ -24,7 +24,8 @@ from ..errors import UserError
 from ..plan import layout as layouts
 from ..plan.contract import to_dict as plan_to_dict
 from ..plan.hardware import Hardware, gpus, host_memory
-from ..plan.planner import Plan, predict
+from ..plan.planner import Plan
+from ..plan.prediction import predict
 from ..plan.profile import Profile, own_profile
 from ..specs import Experiment
 
@@ -92,11 +93,13 @@ def write(
     target: str | None,
     command: list[str] | None,
     beside: Mapping[str, object] | None = None,
+    planned: Mapping[str, object] | None = None,
 ) -> None:
     """Create the directory, or bring its description up to date before a resume.
 
     Args:
         beside: what a member of a sweep shares the machine with: its times are not those of a run alone.
+        planned: what plan.json holds besides.
     """
     config = json.dumps(to_dict(experiment), indent=1) + "\n"
     try:
@@ -108,7 +111,7 @@ def write(
     described = {**environment(), "target": target or type(experiment).__qualname__, "command": command or sys.argv}
     described |= {} if beside is None else {"sweep": dict(beside)}
     _replace(os.path.join(path, "environment.json"), json.dumps(described, indent=1) + "\n")
-    _replace(os.path.join(path, "plan.json"), json.dumps(plan(experiment), indent=1) + "\n")
+    _replace(os.path.join(path, "plan.json"), json.dumps({**plan(experiment), **(planned or {})}, indent=1) + "\n")
     for file in sources(experiment):
         os.makedirs(os.path.join(path, "source"), exist_ok=True)
         shutil.copy(file, os.path.join(path, "source", os.path.basename(file)))

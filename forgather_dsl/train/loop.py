@@ -56,11 +56,13 @@ def one_step(session: Session, report: Reporter, request: StopRequest, seconds: 
         session.reducer.begin()
         loss = session.pipeline.step(tokens, targets, documents, session.loss_fn, session.step, valid)
         session.reducer.finish()
+        session.owner.exchange_gradients()
     agreed = session.ranks.agree(session.update.squares(), session.said(loss, *request.poll()))
     PROGRESS.mark("updating the weights")
     session.peaks = agreed.memory
     with doing(f"updating the weights in step {session.step + 1}"):
         session.update.end(agreed)
+        session.owner.exchange_weights()
     session.step, session.tokens = session.step + 1, session.tokens + valid
     done = progress(session, agreed.seconds)
     report.step(agreed, valid, lr, done)

@@ -203,7 +203,7 @@ def set_weight(session: Session, name: str, value: torch.Tensor) -> None:
 
 def slices(session: Session, keys: Iterable[str]) -> dict[str, Slice]:
     """Of which tensors this rank holds a slice: weights (by key or by name) and optimizer state of what is cut by rows."""
-    cut, found = session.pipeline.rows(), {}
+    cut, found = session.owner.rows(), {}
     for key in keys if cut else ():
         name = key.removeprefix("weights/") if key.startswith("weights/") else _owner(key) or key
         rows = cut.get(name)

@@ -19,7 +19,7 @@ from ..data.chat_tokens import ChatFile
 from ..data.loader import Loader
 from ..data.order import Sequences
 from ..data.packing import PackedLoader
-from ..dsl import ConfigError, build
+from ..dsl import ConfigError, build, digest
 from ..errors import Interrupted, UserError
 from ..parallel.failures import PeerLost
 from ..parallel.group import Mesh, World, join, leave, make_mesh
@@ -41,7 +41,7 @@ from .machines import require_same_data, require_shared
 from .memory_report import MemoryReport, doing, process_peak
 from .prepare import Prepared, prepare
 from .repeatable import repeatable
-from .strategy import make_pipeline
+from .strategy import make_owner, make_pipeline
 from .update.applying import make_update
 from .watching import Watch
 
@@ -57,9 +57,10 @@ class Session:
         layout = read_layout(path)
         self.mesh = _mesh(experiment, layout, world)
         self.pipeline = make_pipeline(experiment, layout, world, self.mesh)
-        self.parameters = dict(self.pipeline.named_parameters())
-        self.ranks = Ranks(world, list(self.parameters), self.pipeline.counted())
-        first_rows = {name: rows.start for name, rows in self.pipeline.rows().items()}
+        self.owner = make_owner(experiment, self.pipeline, self.mesh)
+        self.parameters = dict(self.owner.named_parameters())
+        self.ranks = Ranks(world, list(self.parameters), self.owner.counted())
+        first_rows = {name: rows.start for name, rows in self.owner.rows().items()}
         self.optimizer = make_optimizer(experiment, self.parameters, first_rows)
         for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -77,7 +78,7 @@ class Session:
         self.evaluated: tuple[int, float] = (-1, math.nan)  # at which step, with which loss
         self.saver = saving.make_saver(self)
         self.update = make_update(self)
-        self.reducer = make_reducer(self.pipeline, self.mesh)
+        self.reducer = make_reducer(self.pipeline, self.mesh, self.owner.summed_later())
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
 
@@ -148,6 +149,7 @@ class Session:
         Raises UserError, before any parameter has changed, when it is of another model.
         """
         saving.restore(self, saved)
+        self.owner.exchange_weights()
 
     @on_disk("reading the first weights")
     def begin_with(self, path: str) -> None:
@@ -156,6 +158,7 @@ class Session:
         Raises UserError, before any parameter has changed, when they are of another model.
         """
         begin_with(self, path)
+        self.owner.exchange_weights()
 
     def count_seconds_from(self, seconds: float) -> None:
         """So many were trained before."""
@@ -204,6 +207,7 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
     """
     with Watch(experiment) as watch, _leaving(world := join(timeout_seconds=watch.timeout_seconds)):
         ranks = Ranks(world, [])
+        _require_one_experiment(ranks.gather(digest(experiment)))
         said: tuple[str, list[str], str | None] = ("", [], None)
         with PROGRESS.pause():  # one rank works, the others wait, as long as it takes
             if ranks.rank == 0:
@@ -222,6 +226,16 @@ def join_session(experiment: Experiment, resume: str, describe: Callable[[], tup
         watch.open(path)
         _train(experiment, path, prepared, world, resume, changes, watch)
         return path
+
+
+def _require_one_experiment(digests: list[str]) -> None:
+    """Raises UserError, on all ranks, where they were started with different ones."""
+    others = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
+    if others:
+        raise UserError(
+            f"ranks {', '.join(others)} were started with another experiment than rank 0; give all hosts the same files and "
+            'settings, and with AutoParallel() name the cards, as in hardware = "8x24GB", for hosts may differ in theirs'
+        )
 
 
 def _train(

@@ -16,12 +16,13 @@ from ..parallel.float8 import require_float8
 from ..parallel.group import Mesh, World
 from ..parallel.interpreter import Pipeline as Engine
 from ..parallel.shard import HeadShard
+from ..parallel.shared_state import Owner, SharedState
 from ..parallel.stage import Stage
 from ..plan.layout import Layout
 from ..specs import DDP, FP8, FSDP2, Experiment, Parallel, Pipeline, Single
 from .assembly import make_model, make_shard, make_stage
 
-__all__ = ["make_pipeline"]
+__all__ = ["make_owner", "make_pipeline"]
 
 Make = Callable[[Experiment, Layout, World, Mesh], Engine]
 
@@ -35,6 +36,12 @@ def make_pipeline(experiment: Experiment, layout: Layout, world: World, mesh: Me
     return next(make for kind, make in STRATEGIES.items() if isinstance(experiment.parallel, kind))(
         experiment, layout, world, mesh
     )
+
+
+def make_owner(experiment: Experiment, pipeline: Engine, mesh: Mesh) -> Owner:
+    """What this rank trains of what it computes with."""
+    shares = isinstance(experiment.parallel, Pipeline) and experiment.parallel.shard_replicas
+    return SharedState(pipeline, mesh) if shares and mesh.peers is not None else Owner(pipeline)
 
 
 def _own(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -> Engine:
@@ -63,12 +70,12 @@ def _sharded(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -
     if world.size == 1:
         return _own(experiment, layout, world, mesh)
     _refuse_shared_cards(world, "parallel: FSDP2 gathers on the GPU", "write fewer shards")
-    from ..parallel.sharded import Sharded, Sharding
+    from ..parallel.sharded import Sharded, Sharding, make_mesh
 
     autocast = build(experiment.precision).autocast(world.device)
     stage = make_stage(experiment, make_model(experiment), layout, 0, world.device, autocast, hollow=True)
     how = Sharding(parallel.shards, parallel.replicas, parallel.reshard_after_forward, parallel.offload)
-    return Sharded(stage, layout.schedule, experiment.seed, world.rank, how)
+    return Sharded(stage, layout.schedule, experiment.seed, world.rank, how, make_mesh(world.device, how))
 
 
 STRATEGIES: dict[type[Parallel], Make] = {Single: _own, DDP: _own, FSDP2: _sharded, Pipeline: _pipelined}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..dsl import ConfigError, Untrusted, check, to_dict, warnings
 from ..dsl.inert import strangers
@@ -28,6 +28,7 @@ from .checkpoint.folder import listed
 from .control import refuse_second
 from .first_weights import require_first_weights
 from .services import require_services
+from .settled import RECORD, settled
 from .stopping import terminable
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Trainer:
         beside: Mapping[str, object] | None = None,
     ) -> None:
         self.experiment, self.out, self.resume = experiment, out, resume
+        self.wanted = experiment  # as it was given: AutoParallel is another class in `experiment`, once it is settled
+        self.planned: dict[str, Any] = {}
         self.allow_change, self.target, self.command = allow_change, target, command
         self.profile, self.trust, self.beside = profile, trust, beside
         self.model = model and os.environ.get(NO_MODEL) != "1"
@@ -94,8 +97,10 @@ class Trainer:
             )
         if adopt_slurm() or "RANK" in os.environ:
             die_with_launcher()
+        joined = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        check(self.experiment, schedule_problems(self.experiment))
+        self._settle(int(os.environ["WORLD_SIZE"]) if joined else None)
         experiment = self.experiment
-        check(experiment, schedule_problems(experiment))
         for text in warnings(experiment):
             print(printable(f"warning: {text}"), file=sys.stderr)
         _refuse_strangers(experiment)
@@ -103,14 +108,14 @@ class Trainer:
         _require_importable(experiment, world)
         require_services(experiment)
         require_fit(experiment)
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        if joined:
             return self._as_rank()
         path, changes = self._directory()
         prepared = prepare(experiment)
-        directory.write(experiment, path, self.target, self.command, self.beside)
+        directory.write(experiment, path, self.target, self.command, self.beside, self.planned)
         if self.profile:
             experiment = _measured(experiment, path, self._environment(path))
-            directory.write(experiment, path, self.target, self.command, self.beside)
+            directory.write(experiment, path, self.target, self.command, self.beside, self.planned)
         if world == 1:
             for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)  # in time unless the caller has imported torch
@@ -125,6 +130,17 @@ class Trainer:
                 run_bound(command, {**environment(1), **os.environ, **self._environment(path)})
         return Run(path)
 
+    def _settle(self, ranks: int | None) -> None:
+        """`AutoParallel` becomes the strategy that it stands for; `ranks` were started elsewhere."""
+        path = directory.choose(self.wanted, self.out, self.resume)
+        self.experiment, record = settled(self.wanted, path, ranks)
+        self.planned = {} if record is None else {RECORD: record}
+        if self.experiment is not self.wanted:
+            check(self.experiment, schedule_problems(self.experiment))
+            if record is not None and os.environ.get("RANK", "0") == "0":
+                size = f"microbatch_size {self.experiment.microbatch_size}"
+                print(printable(f"AutoParallel: {record['reason']}; {size}"), file=sys.stderr)
+
     def _write_model(self, path: str) -> None:
         if self.model:
             from ..interop.finished import write_model
@@ -133,7 +149,7 @@ class Trainer:
                 print(printable(said), flush=True)
 
     def _directory(self) -> tuple[str, list[str]]:
-        path = directory.choose(self.experiment, self.out, self.resume)
+        path = directory.choose(self.wanted, self.out, self.resume)
         directory.require_place(path)
         directory.require_checkpoint(self.resume)
         if not os.path.exists(os.path.join(path, "config.json")):
@@ -186,7 +202,7 @@ class Trainer:
 
         def describe() -> tuple[str, list[str]]:
             path, changes = self._directory()
-            directory.write(self.experiment, path, self.target, self.command, self.beside)
+            directory.write(self.experiment, path, self.target, self.command, self.beside, self.planned)
             return path, changes
 
         try:

@@ -49,6 +49,9 @@ def test_plan_prints_json_alone(cli):
         (["--gpus", "4x24"], None),
         (["--gpus", "lots"], "write 4x24GB"),
         (["--gpus", "4x24GB,speed=3"], "link=12GB/s"),
+        (["--gpus", "4x24GB,link=fast"], "write link=12GB/s"),
+        (["--set", "parallel=AutoParallel", "--set", "parallel.stages=4"], "no field 'stages'"),
+        (["--measured", "nowhere.json"], "doctor --links --out nowhere.json"),
         (["--gpus", "64x24GB"], "name 32 cards or fewer"),
         (["--set", "parallel.schedule.memory_cap=0"], "memory_cap"),
         (["--set", "parallel.stages=33"], "33 stages for 32 layers"),
@@ -121,3 +124,44 @@ def test_plan_takes_measured_seconds(cli, project):
     (project / "profile.json").write_text("{")
     assert "not JSON" in cli("plan", f"{LLAMA}:PP4OneFOneB", "--profile", "profile.json").err
     assert "write one with run --profile" in cli("plan", f"{LLAMA}:PP4OneFOneB", "--profile", "none.json").err
+
+
+SMALL = ["--set", "seq_len=1024", "--set", "batch_size=8", "--gpus", "4x24GB,link=3GB/s"]
+
+
+def test_plan_compares_strategies_and_says_where_they_break_even(cli, project):
+    answer = cli("plan", f"{LLAMA}:PP4OneFOneB", *SMALL, "--html", "plan.html")
+    assert answer.code == 0
+    assert "strategy (* this one)" in answer.out
+    assert "*Pipeline(stages=4)" in answer.out
+    assert "FSDP2(shards=4)" in answer.out
+    assert "GB/s on if all that it sends is hidden" in answer.out
+    assert "at 3 GB/s, this link, from" in answer.out
+    assert "without peer-to-peer" in answer.out
+    page = (project / "plan.html").read_text()
+    assert "Strategies on the same cards" in page
+    assert "FSDP2(shards=4)" in page
+    found = cli("plan", f"{LLAMA}:PP4OneFOneB", *SMALL, "--json").json
+    assert {"parallel", "fits", "peak_gib", "tokens_per_second", "rho", "bubble_factor", "verdict"} <= set(
+        found["strategies"][0]
+    )
+    assert found["break_even"]["pipeline_wins"]
+
+
+def test_plan_chooses_for_auto_parallel(cli, project):
+    target = f"{ROOT}/experiments/first.py:First"
+    auto = ("--set", "parallel=AutoParallel", "--gpus", "2x24GB,link=1GB/s")
+    found = cli("plan", target, *auto, "--json").json
+    (own,) = [row for row in found["strategies"] if row["this"]]
+    assert own == max(
+        (row for row in found["strategies"] if row["fits"] and row["microbatch_size"] == 2),
+        key=lambda row: row["tokens_per_second"],
+    )
+    assert found["choice"].startswith(own["parallel"])
+    assert f"note: AutoParallel: {own['parallel']}: " in cli("plan", target, *auto).out
+
+
+def test_options_of_links_go_with_links(cli):
+    assert "write doctor --links too" in cli("doctor", "--ranks", "2").err
+    assert "a link has two ends" in cli("doctor", "--links", "--ranks", "1").err
+    assert "its folder does not exist" in cli("doctor", "--links", "--out", "nowhere/links.json").err

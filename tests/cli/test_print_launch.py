@@ -62,6 +62,7 @@ def test_torchrun_on_several_machines(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert "#   ssh ten-2 'bash -s 1' < launch.sh" in text
     assert 'HEAD=$(getent ahostsv4 "${2:-10.0.0.1}"' in text
     assert "export HF_HOME='/a b/hf'" in text
+    assert f"PYTHON=${{PYTHON:-{sys.executable}}}\n" in text  # a shell of ssh has no virtual environment of its own
     assert '--nnodes=2 --nproc-per-node=4 --node-rank="$NODE"' in text
     assert '--master-addr="$HEAD" --master-port=29500 --local-addr="$OWN"' in text
     assert "-m forgather_dsl run exp.py:Eight --set seed=3 --out '/shared/run 1' --no-model\n" in text
@@ -93,7 +94,7 @@ def test_slurm(cli: Cli) -> None:
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert not any(line.startswith("#SBATCH") for line in lines[first_command:])  # Slurm would not read them
     assert lines[-1] == (
-        "srun --kill-on-bad-exit=0 --gpu-bind=none python -m forgather_dsl run exp.py:Shared --out /shared/r"
+        'srun --kill-on-bad-exit=0 --gpu-bind=none "$PYTHON" -m forgather_dsl run exp.py:Shared --out /shared/r'
     )
     assert "#SBATCH --gpus" not in launched(cli, "Two", "slurm", "--gpus-per-node", "1")  # there are no cards
 

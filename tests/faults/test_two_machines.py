@@ -111,5 +111,5 @@ def test_ranks_that_do_not_find_each_other_say_where_they_looked(place: Path) ->
             said = agents[0].said
             assert "machines do not reach each other" in agents[1].said
     assert "error: machines do not reach each other: rank 0 on machine0 does not reach rank 1 on machine1 at " in said
-    assert "at 127.0.0.1 (lo): that is the address of a machine for itself" in said
+    assert "at 127.0.0.1 (lo), which is the address of a machine for itself: Connection refused" in said
     assert "docs/machines.md" in said

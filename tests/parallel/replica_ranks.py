@@ -18,6 +18,7 @@ from ranks import MICROBATCHES, MODELS, RANKS, build
 from standin import batch, loss_sum
 
 from forgather_dsl.parallel.group import World, make_mesh
+from forgather_dsl.parallel.reducing import make_reducer
 from forgather_dsl.parallel.replicas import sum_gradients
 from forgather_dsl.parallel.staging import HostCopy, Staging
 from forgather_dsl.plan.schedules import accumulate, gpipe, interleaved, one_f_one_b, zero_bubble_h1, zero_bubble_v
@@ -46,22 +47,25 @@ def train(pipeline, world, replicas=1, mesh=None):
     tokens, targets, documents = batch()
     num_valid, share = int((targets >= 0).sum()), len(tokens) // replicas
     parameters = dict(pipeline.named_parameters())
-    agreement = Ranks(world, list(parameters), first=mesh is None or mesh.replica == 0)
+    agreement = Ranks(world, list(parameters), None if mesh is None or mesh.replica == 0 else ())
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.01, eps=1e-4)
+    reducer = make_reducer(pipeline, mesh, pipeline.summed_later(), bucket_bytes=2000) if mesh else None
     first, numbers = {}, []
     for step in range(STEPS):
         losses, gradients = [], []
         for replica in range(replicas) if mesh is None else (mesh.replica,):
             pipeline.replica = replica
             rows = slice(replica * share, (replica + 1) * share)
+            if reducer:
+                reducer.begin()
             losses.append(pipeline.step(tokens[rows], targets[rows], documents[rows], loss_sum, step, num_valid))
+            if reducer:
+                reducer.finish()
             gradients.append({name: p.grad for name, p in parameters.items()})
             for parameter in parameters.values():
                 parameter.grad = None
         for name, parameter in parameters.items():
             parameter.grad = sum((g[name] for g in gradients[1:]), gradients[0][name])
-        if mesh:
-            sum_gradients(parameters, mesh, bucket_bytes=2000)
         loss = None if losses[0] is None else sum(losses)
         agreed = agreement.agree(squares(parameters), Said(loss))
         first = first or {name: p.grad.clone() for name, p in parameters.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,10 @@ def meet(*machines: str) -> list[str | None]:
     return said
 
 
+def refused(*_: object, **__: object) -> None:
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
 @linux
 def test_machines_that_do_not_reach_each_other_are_told_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = meeting._addresses() | {"gone": "192.0.2.77"}  # of an interface that is not here
@@ -105,13 +110,19 @@ def test_machines_that_do_not_reach_each_other_are_told_on_all(monkeypatch: pyte
     own = next((name for name, address in addresses.items() if not address.startswith("127.") and name != "gone"), None)
     if own is not None:
         assert meet(own, own) == [None, None]
-    both = meet("lo", "lo")
+    assert meet("lo", "lo") == [None, None]  # two of torchrun's agents on one machine
+    monkeypatch.setattr(meeting, "_listen", lambda address: (socket.create_server(("127.0.0.1", 0)), None))
+    with monkeypatch.context() as deaf:
+        deaf.setattr(socket, "create_connection", refused)
+        both = meet("lo", "lo")
     assert both[0] == both[1]
     for one, other in ((0, 1), (1, 0)):
-        assert (
-            f"rank {one} on {gethostname()} does not reach rank {other} on {gethostname()} at 127.0.0.1 (lo): "
-            in str(both[0])
+        text = (
+            f"rank {one} on {gethostname()} does not reach rank {other} on {gethostname()} at 127.0.0.1 (lo), which is"
         )
+        assert text in str(both[0])
+    monkeypatch.undo()
+    monkeypatch.setattr(meeting, "_addresses", lambda: addresses)
     assert "has no address 192.0.2.77" in str(meet("gone", "lo")[1])
 
 

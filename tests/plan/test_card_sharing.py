@@ -11,7 +11,8 @@ from forgather_dsl.plan.contract import to_dict
 from forgather_dsl.plan.fit import require_fit
 from forgather_dsl.plan.hardware import GIB, Device, parse
 from forgather_dsl.plan.layout import lay_out
-from forgather_dsl.plan.planner import plan, predict
+from forgather_dsl.plan.planner import plan
+from forgather_dsl.plan.prediction import predict
 from forgather_dsl.specs.experiment import num_microbatches, world_size
 
 

@@ -13,7 +13,8 @@ from forgather_dsl.plan.contract import to_dict as plan_to_dict
 from forgather_dsl.plan.estimate import estimate
 from forgather_dsl.plan.hardware import GIB
 from forgather_dsl.plan.layout import Layout, from_dict, lay_out, to_dict
-from forgather_dsl.plan.planner import Plan, predict
+from forgather_dsl.plan.planner import Plan
+from forgather_dsl.plan.prediction import predict
 from forgather_dsl.plan.recompute import _found
 from forgather_dsl.specs.recompute import POLICIES
 

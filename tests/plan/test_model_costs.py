@@ -19,8 +19,8 @@ from forgather_dsl import (
 )
 from forgather_dsl.dsl import ConfigError, load, replace
 from forgather_dsl.plan import cards, hardware
-from forgather_dsl.plan.hardware import GIB, parse
-from forgather_dsl.plan.model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, model_costs
+from forgather_dsl.plan.hardware import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, GIB, parse
+from forgather_dsl.plan.model_costs import model_costs
 
 GALLERY = Path(__file__).parents[2] / "experiments"
 TOKENS = 4096  # one sequence of Llama 2 7B on four RTX 4090s

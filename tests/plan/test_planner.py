@@ -24,7 +24,8 @@ from forgather_dsl.dsl import ConfigError, load, replace
 from forgather_dsl.plan.changes import schedules
 from forgather_dsl.plan.contract import to_dict
 from forgather_dsl.plan.hardware import parse
-from forgather_dsl.plan.planner import plan, predict
+from forgather_dsl.plan.planner import plan
+from forgather_dsl.plan.prediction import predict
 
 GALLERY = Path(__file__).parents[2] / "experiments"
 KINDS = {"weights", "gradients", "optimizer", "activations", "buffers", "loss", "overhead"}

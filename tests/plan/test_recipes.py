@@ -15,7 +15,7 @@ import pytest
 
 from forgather_dsl.dsl.load import experiments_in, load_file
 from forgather_dsl.plan.hardware import GIB, parse
-from forgather_dsl.plan.planner import Run, predict
+from forgather_dsl.plan.prediction import Run, predict
 
 ROOT = Path(__file__).parents[2]
 FILE, PAGE = ROOT / "experiments" / "llama7b.py", ROOT / "docs" / "memory.md"

@@ -12,7 +12,7 @@ from forgather_dsl.plan.actions import Action, from_csv, from_rows, to_csv
 from forgather_dsl.plan.costs import Costs, uniform, with_shards
 from forgather_dsl.plan.hardware import parse
 from forgather_dsl.plan.layout import from_dict, lay_out, to_dict
-from forgather_dsl.plan.planner import predict
+from forgather_dsl.plan.prediction import predict
 from forgather_dsl.plan.simulate import simulate
 from forgather_dsl.plan.spread import spread_head
 from forgather_dsl.plan.validity import problems

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from forgather_dsl.dsl import load
-from forgather_dsl.plan.hardware import GIB, parse
-from forgather_dsl.plan.model_costs import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED
-from forgather_dsl.plan.planner import Run, predict
+from forgather_dsl.plan.hardware import BANDWIDTH_SUSTAINED, FLOPS_SUSTAINED, GIB, parse
+from forgather_dsl.plan.prediction import Run, predict
 
 GALLERY = Path(__file__).parents[2] / "experiments" / "llama7b.py"
 CARD = "tflops=165,bandwidth=1008GB/s,link=10GB/s"
