@@ -39,7 +39,6 @@ def check_here(members: Sequence[Member], jobs: int) -> None:
 
     Raises UserError: 2 for data, 3 for memory. Members that differ in their seed alone are looked at once.
     """
-
     from ..train.prepare import check_sources  # which imports numpy
 
     def one(experiment: Experiment) -> None:
