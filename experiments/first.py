@@ -3,7 +3,7 @@
 python -m forgather_dsl run experiments/first.py:First
 """
 
-from forgather_dsl import Experiment, Llama, Muon, Pipeline, patch
+from forgather_dsl import DDP, FSDP2, AdamW, Experiment, Llama, Muon, Pipeline, patch
 
 
 class First(Experiment):
@@ -21,3 +21,16 @@ class FirstPP2(First):
     """The same on two processes, a pipeline of two stages: the same losses, bit for bit."""
 
     parallel = Pipeline(stages=2)
+
+
+class FirstDDP2(First):
+    """The same on two processes that share the batch: the same losses, but for the rounding of one sum."""
+
+    parallel = DDP(replicas=2)
+
+
+class FirstFSDP2(First):
+    """The same with half of every matrix on each process; AdamW, as Muon needs whole ones."""
+
+    parallel = FSDP2(shards=2)
+    optimizer = AdamW(lr=3e-3)

@@ -7,6 +7,7 @@ a shrunken one here. The hub's files of Llama and Mistral ask for an account: `h
 
 from forgather_dsl import (
     BF16,
+    FSDP2,
     HF,
     Adafactor,
     AdamW,
@@ -156,6 +157,15 @@ class FourCards(PP4, abstract=True):
     recompute = AutoRecompute()
 
 
+class FourCardsSharded(FourCards, abstract=True):
+    """Four cards of 24 GB, a quarter of every matrix on each: what to compare a pipeline with. Two sequences at a time, as
+    every microbatch gathers all weights twice."""
+
+    microbatch_size = 2
+    parallel = FSDP2(shards=4)
+    recompute = FullRecompute()
+
+
 class TwoCards(FourCards, abstract=True):
     """Two cards of 24 GB: nothing beside weights and gradients, which are rounded by chance."""
 
@@ -259,6 +269,10 @@ class PP4Auto(AutoSchedule, PP4, Llama7B):
 
 class Llama2PP4(FourCards, Llama7B):
     """Llama 2 7B on four cards. Plan: 17.3, 15.8, 19.7, 19.4 GiB; 7,860 tokens/s."""
+
+
+class Llama2FSDP4(FourCardsSharded, Llama7B):
+    """Llama 2 7B on four cards, as shards. Plan: 19.1, 19.1, 19.1, 19.1 GiB; 7,650 tokens/s."""
 
 
 class MistralPP4(FourCards, Mistral7B):

@@ -14,7 +14,19 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
-from . import controlling, examining, exporting, gallery, importing, listing, planning, reporting, running, saved, sourcing
+from . import (
+    controlling,
+    examining,
+    exporting,
+    gallery,
+    importing,
+    listing,
+    planning,
+    reporting,
+    running,
+    saved,
+    sourcing,
+)
 from .arguments import Debug, Json, Settings, Target, complete_target
 from .arguments import end as _end
 from .completion import whole_targets

@@ -65,15 +65,17 @@ def initialise(model: Any, seed: int, device: torch.device | str | None = None) 
 
 
 @torch.no_grad()
-def initialise_part(model: Any, part: nn.Module, seed: int, device: torch.device) -> None:
-    """Move one part of `model` from the meta device to `device` and fill it; the rest may be anywhere, cut by rows too.
+def initialise_part(model: Any, part: nn.Module, seed: int | None, device: torch.device) -> None:
+    """Move one part of `model` from the meta device to `device` and fill it, or with no seed leave what is there; the rest may
+    be anywhere, cut by rows too.
 
     Raises `ValueError` as `initialise`.
     """
     _check_fillable(model, getattr(model, "init", None) is not None)
     part.to_empty(device=device)
     tie_weights(model)
-    draw_weights(model, seed, frozenset(part.modules()))
+    if seed is not None:
+        draw_weights(model, seed, frozenset(part.modules()))
 
 
 @torch.no_grad()

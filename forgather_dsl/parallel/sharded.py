@@ -8,7 +8,7 @@ Weights are placed and drawn a layer at a time, so that no rank ever holds the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -28,7 +28,7 @@ from forgather_dsl.parallel.shard_messages import Gather, ReduceScatter
 from forgather_dsl.parallel.stage import Stage
 from forgather_dsl.plan.schedules import Schedule
 
-__all__ = ["Sharded", "Sharding"]
+__all__ = ["Sharded", "Sharding", "make_mesh"]
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,25 @@ class Sharding:
 class Sharded(Pipeline):
     """This rank's shards of a model, which it trains on its share of the batch.
 
-    `stage` is hollow and holds all layers; `rank` is this process among shards x replicas. A process group must be there.
+    `stage` is hollow and holds all layers; `rank` is this process among those of `mesh`, from `make_mesh`.
     """
 
     tells_of_arrivals = False  # of what torch sums by itself; the few others come at the end
 
-    def __init__(self, stage: Stage, schedule: Schedule, seed: int, rank: int, sharding: Sharding) -> None:
-        mesh = _mesh(stage.device, sharding)
+    def __init__(
+        self,
+        stage: Stage,
+        schedule: Schedule,
+        seed: int,
+        rank: int,
+        sharding: Sharding,
+        mesh: DeviceMesh,
+        fill: bool = True,  # with first weights
+    ) -> None:
         names = dict(stage.named_parameters())
         self.whole = {name for name, p in names.items() if p.ndim < 2 or p.shape[0] < sharding.shards}
         """Names of what every rank has all of."""
-        self.root = _shard(stage, seed, mesh, sharding, {names[name] for name in self.whole})
+        self.root = _shard(stage, seed if fill else None, mesh, sharding, {names[name] for name in self.whole})
         self.first_set = rank < sharding.shards  # of ranks that hold the model once
         self._trained: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}  # what torch calls the parameter, and ours
         for name, parameter in stage.named_parameters():
@@ -93,8 +101,15 @@ class Sharded(Pipeline):
         """Where gathers begin and end."""
         return self.root(forward, *about)
 
-    def _run(self, schedule: Schedule, tokens: Any, forward: Forward, *how: Any) -> Execution:
-        execution = super()._run(schedule, tokens, forward, *how)
+    def _run(
+        self,
+        schedule: Schedule,
+        tokens: Sequence[torch.Tensor],
+        forward: Forward,
+        targets: Sequence[torch.Tensor] | None = None,
+        loss_gradient: float = 0.0,
+    ) -> Execution:
+        execution = super()._run(schedule, tokens, forward, targets, loss_gradient)
         for parameter, own in self._trained.values():
             if parameter is not own and isinstance(parameter.grad, DTensor):
                 own.grad, parameter.grad = cast(DTensor, parameter.grad).to_local(), None
@@ -113,13 +128,14 @@ class _Root(nn.Module):
         return run(*about)
 
 
-def _mesh(device: torch.device, sharding: Sharding) -> DeviceMesh:
+def make_mesh(device: torch.device, sharding: Sharding) -> DeviceMesh:
+    """Of all ranks of the process group, which must be there."""
     if sharding.replicas == 1:
         return init_device_mesh(device.type, (sharding.shards,), mesh_dim_names=("shards",))
     return init_device_mesh(device.type, (sharding.replicas, sharding.shards), mesh_dim_names=("replicas", "shards"))
 
 
-def _shard(stage: Stage, seed: int, mesh: DeviceMesh, sharding: Sharding, whole: set[nn.Parameter]) -> _Root:
+def _shard(stage: Stage, seed: int | None, mesh: DeviceMesh, sharding: Sharding, whole: set[nn.Parameter]) -> _Root:
     """Place, draw and cut the parts of a hollow stage, one after the other; what is left is the root's: the head, and a tied
     embedding, gathered for as long as a microbatch runs."""
     model: Any = stage.model
@@ -143,7 +159,8 @@ def _shard(stage: Stage, seed: int, mesh: DeviceMesh, sharding: Sharding, whole:
         initialise_part(model, layer, seed, stage.device)
         cut(layer, narrow, sharding.reshard_after_forward)
     for part in (embed, norm, head):
-        initialise_part(model, part, seed, stage.device)
+        if any(parameter.is_meta for parameter in part.parameters()):  # not a head that is the embedding
+            initialise_part(model, part, seed, stage.device)
     wide = MixedPrecisionPolicy(cast_forward_inputs=False)  # autocast narrows these: the embedding's gradient is a sum
     if not stage.tied:
         cut(embed, wide, sharding.reshard_after_forward)

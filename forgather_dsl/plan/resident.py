@@ -28,7 +28,7 @@ FLYING, BUCKET = 3, 25 * 2**20  # buckets of gradients, and the bytes of one (pa
 
 class Resident(NamedTuple):
     """Bytes that one rank holds; `copies` of weights during a step; `update` is what the optimizer makes for itself at its
-    end, when no microbatch is alive and no copy; `host` is in the host's memory."""
+    end, or what replicas send, when no microbatch is alive and no copy; `host` is in the host's memory."""
 
     weights: int
     copies: int
@@ -77,8 +77,10 @@ def resident(
         gradients = state.tied_gradient_bytes * size.embedding.parameters if size.tied and (last or 0 in own) else 0
     if isinstance(experiment.update, InBackward):  # all but a tied weight is updated by then
         updated = [(size.embedding, False)] if size.tied and 0 in own else []
-    buffers = lookahead(message) * neighbours * message + _flying(experiment, parts, gradients, state)
-    return Resident(weights, copies, gradients, optimizer, buffers, state.update(updated) if updated else 0, host)
+    buffers = lookahead(message) * neighbours * message
+    flying = _flying(experiment, parts, gradients, state)
+    update = max(state.update(updated) if updated else 0, flying)
+    return Resident(weights, copies, gradients, optimizer, buffers, update, host)
 
 
 def _stored(experiment: Experiment, parts: Sequence[tuple[PartSize, bool]], state: State) -> tuple[int, int, int, int]:
@@ -98,7 +100,7 @@ def _stored(experiment: Experiment, parts: Sequence[tuple[PartSize, bool]], stat
 
 
 def _flying(experiment: Experiment, parts: Sequence[tuple[PartSize, bool]], gradients: int, state: State) -> int:
-    """Copies of gradients on their way between replicas (parallel/reducing.py)."""
+    """Copies of gradients on their way between replicas (parallel/reducing.py); the most when activations are gone."""
     parallel = experiment.parallel
     if (
         not isinstance(parallel, (DDP, Pipeline))

@@ -28,9 +28,11 @@ from ..plan.layout import Layout, lay_out
 from ..plan.memory import Held, State
 from ..plan.occupancy import Occupancy
 from ..plan.resident import message_bytes
+from ..plan.sharded_cost import is_cut
 from ..plan.sizes import model_size
 from ..plan.stage_cost import StageCost
 from ..specs import BF16Mixed, Experiment, OnHost
+from ..specs.experiment import num_replicas
 from .as_gpu import as_on_gpu
 from .assembly import make_model, make_optimizer, make_stage
 from .exact_update import listener
@@ -41,7 +43,7 @@ from .optim.elementwise import AdamWRule
 from .optim.engine import CHUNK_BYTES
 from .optim.muon import MuonRule
 
-__all__ = ["ExactRank", "exact", "run_rank"]
+__all__ = ["KINDS", "ExactRank", "exact", "kind_of", "run_rank", "steps"]
 
 aten = torch.ops.aten
 KINDS = ("weights", "gradients", "optimizer", "activations", "buffers", "loss")
@@ -124,8 +126,12 @@ def exact(
 ) -> list[ExactRank]:
     """Every rank (or those of `ranks`) in turn, in this process; `progress` is called after each.
 
-    `on_gpu`: formats, kernels and block size of a GPU; else of a CPU, to the byte.
+    `on_gpu`: formats, kernels and block size of a GPU; else of a CPU, to the byte. Of FSDP2 rank 0 alone (`exact_sharded`).
     """
+    if is_cut(experiment):
+        from .exact_sharded import exact_sharded
+
+        return [exact_sharded(experiment, on_gpu=on_gpu)]
     whole = layout or lay_out(experiment)
     shorter = [] if layout else list(_shorter(experiment, whole))
     found, size = [], model_size(experiment.model, experiment.seq_len)
@@ -145,7 +151,7 @@ def _shorter(experiment: Experiment, layout: Layout) -> Iterator[tuple[Experimen
     ranks, size = layout.schedule.num_ranks, experiment.microbatch_size
     for count in (2, 3, *range(4, 4 * ranks + 1, max(1, ranks // 2))):
         if count < layout.schedule.num_microbatches:
-            fewer = replace(experiment, batch_size=count * size)
+            fewer = replace(experiment, batch_size=count * size * num_replicas(experiment))
             candidate = lay_out(fewer)
             if candidate.layers == layout.layers:
                 yield fewer, candidate
@@ -161,7 +167,7 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
     started = time.perf_counter()
     own = layout.schedule.stages_of(rank)
     models = [make_model(experiment) for _ in own]
-    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(_kind, experiment.model.vocab_size))
+    live = LiveBytes(CUDA_BLOCK if on_gpu else 1, partial(kind_of, experiment.model.vocab_size))
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         autocast = torch.bfloat16 if on_gpu and isinstance(experiment.precision, BF16Mixed) else None
         device = torch.device("cpu")
@@ -173,7 +179,7 @@ def run_rank(experiment: Experiment, layout: Layout, rank: int, *, on_gpu: bool,
             if stage.keeping.offload is not None:
                 stage.keeping.offload.empty = partial(_on_host, live)
         with as_on_gpu() if on_gpu else nullcontext():
-            _steps(experiment, pipeline, live, on_gpu, short=fake)
+            steps(experiment, pipeline, live, on_gpu, short=fake)
     kinds = {kind: live.at_peak[kind] for kind in KINDS}
     return ExactRank(rank, kinds, layout.schedule.num_microbatches, time.perf_counter() - started, live.most_on_host)
 
@@ -195,10 +201,11 @@ def _watch(model: Any, live: LiveBytes) -> None:
             parameter.register_post_accumulate_grad_hook(lambda p: live.hold(p.grad, "gradients"))
 
 
-def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool, short: bool) -> None:
+def steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: bool, short: bool) -> None:
     """Make the optimizer's state, as a first step does, then take the peak of a step as all that follow are. `short` leaves
     out updates that take what others have taken."""
-    tokens, targets = (torch.zeros(experiment.batch_size, experiment.seq_len, dtype=torch.long) for _ in range(2))
+    share = experiment.batch_size // num_replicas(experiment)
+    tokens, targets = (torch.zeros(share, experiment.seq_len, dtype=torch.long) for _ in range(2))
     documents = torch.zeros_like(tokens) if experiment.isolate_documents else None
     trained = dict(pipeline.named_parameters())
     for batch in (tokens, targets):
@@ -221,7 +228,7 @@ def _steps(experiment: Experiment, pipeline: Pipeline, live: LiveBytes, on_gpu: 
         _update(experiment, trained, optimizer, live, short)
 
 
-def _kind(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
+def kind_of(words: int, live: LiveBytes, operator: Any, arguments: Any, made: Tensor) -> str | None:
     """What a new storage is, where the phase does not tell: copies of weights, their gradients, numbers per token and word."""
     if live.kind != "activations":
         return None

@@ -62,6 +62,17 @@ class LiveBytes(TorchDispatchMode):
             self._count(kind, entry.bytes)
             entry.kind = kind
 
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage has another size than before."""
+        entry = self._live.get(id(storage))
+        if entry is None or entry.reference() is not storage:
+            return
+        size = -(-storage.nbytes() // self.granularity) * self.granularity
+        self._count(entry.kind, size - entry.bytes)
+        entry.bytes = size
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, self.kinds.copy()
+
     def kind_of(self, tensor: Tensor) -> str | None:
         """The kind of a tensor's storage, None when it is not counted."""
         storage = tensor.untyped_storage()

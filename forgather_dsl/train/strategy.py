@@ -70,12 +70,12 @@ def _sharded(experiment: Experiment, layout: Layout, world: World, mesh: Mesh) -
     if world.size == 1:
         return _own(experiment, layout, world, mesh)
     _refuse_shared_cards(world, "parallel: FSDP2 gathers on the GPU", "write fewer shards")
-    from ..parallel.sharded import Sharded, Sharding
+    from ..parallel.sharded import Sharded, Sharding, make_mesh
 
     autocast = build(experiment.precision).autocast(world.device)
     stage = make_stage(experiment, make_model(experiment), layout, 0, world.device, autocast, hollow=True)
     how = Sharding(parallel.shards, parallel.replicas, parallel.reshard_after_forward, parallel.offload)
-    return Sharded(stage, layout.schedule, experiment.seed, world.rank, how)
+    return Sharded(stage, layout.schedule, experiment.seed, world.rank, how, make_mesh(world.device, how))
 
 
 STRATEGIES: dict[type[Parallel], Make] = {Single: _own, DDP: _own, FSDP2: _sharded, Pipeline: _pipelined}
