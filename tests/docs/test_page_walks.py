@@ -8,7 +8,6 @@ import pytest
 from doc_pages import PAGES, page_name, steps
 from doc_walk import _compare, walk
 
-QUICK = {"docs/explanation/language.md"}  # without torch, seconds; walked by the routine tests
 WALKED = [page for page in PAGES if any(not s.needs for s in steps(page.read_text(encoding="utf-8")))]
 
 
@@ -18,12 +17,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache-of-pages")
 
 
-def slow_unless_quick(page: Path):
-    name = page_name(page)
-    return pytest.param(page, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize("page", [slow_unless_quick(page) for page in WALKED])
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WALKED, ids=page_name)
 def test_a_page_does_what_it_says(page: Path, tmp_path: Path, cache: Path) -> None:
     ran = walk(page.read_text(encoding="utf-8"), tmp_path, cache)
     assert ran == sum(s.kind in ("command", "piece") and not s.needs for s in steps(page.read_text(encoding="utf-8")))
