@@ -40,7 +40,8 @@ class Choice:
 
 def chosen(experiment: Experiment, ranks: int | None = None) -> Experiment:
     """The experiment with its strategy chosen; itself where its class says which."""
-    return _chosen(experiment, ranks, machines.gpus()) if isinstance(experiment.parallel, AutoParallel) else experiment
+    wanted: Any = experiment  # to type checkers it has no hash
+    return _chosen(wanted, ranks, machines.gpus()) if isinstance(experiment.parallel, AutoParallel) else experiment
 
 
 @lru_cache(maxsize=64)  # the members of a sweep are asked for several times
