@@ -59,7 +59,7 @@ def is_adaptive(source: Any) -> bool:
     """Whether a generator function does something with what one of its own `yield`s returns."""
     if not inspect.isgeneratorfunction(source):
         return False
-    code = [step for step in dis.get_instructions(source) if step.opname != "RESUME"]
+    code = [step for step in dis.get_instructions(source) if step.opname not in ("RESUME", "EXTENDED_ARG")]
     pairs = [(a, b) for a, b in itertools.pairwise(code) if a.opname == "YIELD_VALUE"]
     return any(after.opname not in ("POP_TOP", "JUMP_BACKWARD_NO_INTERRUPT") for _, after in pairs)
 
