@@ -13,7 +13,17 @@ from .record import Record
 
 __all__ = ["Change", "Group", "changes", "differing", "grouped"]
 
-QUIET = ("log_every", "eval_every", "save_every", "sample_every", "sampling", "checkpoints", "watchdog", "loggers")
+QUIET = (
+    "log_every",
+    "eval_every",
+    "eval_sets",
+    "save_every",
+    "sample_every",
+    "sampling",
+    "checkpoints",
+    "watchdog",
+    "loggers",
+)
 """Settings that change what is told and kept of a run, not what it learns or how fast."""
 LONGEST_NAME = 48
 NONE = "-"  # in place of a setting that a group has not

@@ -106,7 +106,7 @@ def costs(found: Report) -> Table:
     ]
     table = _means(found, "What it took", [metric(name) for name in names])
     chosen = [counted(found.groups[i], found.step) or found.groups[i].records for i in found.order]
-    tokens = [_mean_tokens(records) for records in chosen]
+    tokens = [_mean_tokens(records, found.step) for records in chosen]
     sizes = [number(records[0].start.get("num_parameters")) for records in chosen]
     where = [str(records[0].start.get("device", "")) for records in chosen]
     rows = [
@@ -117,8 +117,8 @@ def costs(found: Report) -> Table:
     return Table(table.title, headers, rows, (0, len(headers) - 1), table.own)
 
 
-def _mean_tokens(records: list[Record]) -> float:
-    seen = [record.clock[-1][1] for record in records if record.clock]
+def _mean_tokens(records: list[Record], step: int | None) -> float:
+    seen = [record.clock[-1][1] if step is None else record.at(step)[0] for record in records if record.clock]
     return sum(seen) / len(seen) if seen else 0.0
 
 

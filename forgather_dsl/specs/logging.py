@@ -28,7 +28,7 @@ class Console(Logger["forgather_dsl.train.console.Console"]):
     """A progress line on a terminal, plain lines elsewhere."""
 
 
-class TensorBoard(Logger["forgather_dsl.train.tensorboard.TensorBoardLogger"]):
+class TensorBoard(Logger["forgather_dsl.train.tensorboard_logger.TensorBoardLogger"]):
     """Event files for TensorBoard, in `tensorboard/` of the run unless told otherwise. Extra: tb."""
 
     __needs__ = ("tensorboard", "tb")
@@ -36,7 +36,7 @@ class TensorBoard(Logger["forgather_dsl.train.tensorboard.TensorBoardLogger"]):
     folder: str | None = None
 
 
-class Trackio(Logger["forgather_dsl.train.trackio.TrackioLogger"]):
+class Trackio(Logger["forgather_dsl.train.trackio_logger.TrackioLogger"]):
     """Trackio, which keeps its data on this machine unless a Space is named. Extra: trackio."""
 
     __needs__ = ("trackio", "trackio")
@@ -45,7 +45,7 @@ class Trackio(Logger["forgather_dsl.train.trackio.TrackioLogger"]):
     space: str | None = None  # a Hugging Face Space that shows it, user/name
 
 
-class WandB(Logger["forgather_dsl.train.wandb.WandBLogger"]):
+class WandB(Logger["forgather_dsl.train.wandb_logger.WandBLogger"]):
     """Weights & Biases. Extra: wandb."""
 
     __needs__ = ("wandb", "wandb")
