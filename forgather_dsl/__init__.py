@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         swap,
     )
     from .errors import UserError
-    from .runs.comparison import compare
+    from .runs.report import report
     from .runs.run import Run
     from .runs.sweep import Sweep
     from .specs import *  # noqa: F403
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "compare": ".runs.comparison",
+    "report": ".runs.report",
     "Trainer": ".train.trainer",
     "Run": ".runs.run",
     "Sweep": ".runs.sweep",
@@ -132,15 +132,18 @@ __all__ = [
     "StdlibChat",
     "Sweep",
     "SwiGLU",
+    "TensorBoard",
     "TextFiles",
     "Tokenizer",
     "TokenizerFile",
+    "Trackio",
     "TrainedBPE",
     "Trainer",
     "Update",
     "UserError",
     "VHalf",
     "VMin",
+    "WandB",
     "WarmupCosine",
     "WarmupStableDecay",
     "Watchdog",
@@ -151,7 +154,6 @@ __all__ = [
     "build",
     "call",
     "check",
-    "compare",
     "derived",
     "diff",
     "digest",
@@ -161,6 +163,7 @@ __all__ = [
     "override",
     "patch",
     "replace",
+    "report",
     "snapshot",
     "swap",
 ]

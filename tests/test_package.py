@@ -13,8 +13,20 @@ from forgather_dsl import dsl, specs
 def test_every_word_and_every_type_is_a_public_name() -> None:
     public = set(forgather_dsl.__all__)
     assert set(specs.__all__) <= public
-    assert {"patch", "swap", "derived", "REQUIRED", "Factory", "Cycle", "call", "build", "Trainer", "Run"} <= public
-    assert public <= {*specs.__all__, *dsl.__all__, "Trainer", "Run", "UserError"}
+    assert {
+        "patch",
+        "swap",
+        "derived",
+        "REQUIRED",
+        "Factory",
+        "Cycle",
+        "call",
+        "build",
+        "Trainer",
+        "Run",
+        "Sweep",
+    } <= public
+    assert public <= {*specs.__all__, *dsl.__all__, "Trainer", "Run", "Sweep", "UserError", "compare"}
     assert all(getattr(forgather_dsl, name) is not None for name in public)
 
 

@@ -15,7 +15,9 @@ import typer
 from .. import __version__
 from ..errors import UserError
 from . import (
+    comparing,
     controlling,
+    evaluating,
     examining,
     exporting,
     gallery,
@@ -241,6 +243,8 @@ app.command("plan", cls=QuickCommand)(planning.plan_verb)
 app.command("codegen", cls=QuickCommand)(sourcing.codegen_verb)
 app.command("export", cls=QuickCommand)(exporting.export_verb)
 app.command("import", cls=QuickCommand)(importing.import_verb)
+app.command("eval", cls=QuickCommand)(evaluating.eval_verb)
+app.command("compare", cls=QuickCommand)(comparing.compare_verb)
 app.command("checkpoints", cls=QuickCommand)(saved.checkpoints_verb)
 app.command("report", cls=QuickCommand)(reporting.report_verb)
 app.command("control", cls=QuickCommand)(controlling.control_verb)

@@ -41,9 +41,9 @@ def report_verb(
     """Compare runs: what differs, which differences are real, curves, speed and memory."""
 
     def work() -> None:
-        from ..runs.comparison import compare
+        from ..runs.report import report
 
-        found = compare(*(places or (_usual(),)), base=base, by=metric, step=step, smooth=smooth)
+        found = report(*(places or (_usual(),)), base=base, by=metric, step=step, smooth=smooth)
         for option, file, write in (("--html", html, found.html), ("--markdown", markdown, found.markdown)):
             if file is not None:
                 _written(option, file, write())

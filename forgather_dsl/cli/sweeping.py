@@ -104,7 +104,6 @@ def run_sweep(
     target: str, source: Any, settings: Sequence[str], grid: Sequence[str], seeds: str | None, **how: Any
 ) -> None:
     """Train all that the command line names. `source` None: the target is one experiment."""
-    from ..plan.smoke import smoke
     from ..runs.sweep import Sweep
 
     change, shrink, trust = changes(settings, grid), how.pop("smoke"), how["trust"]
@@ -114,14 +113,17 @@ def run_sweep(
         kind = "sweep" if grid else "seeds"
         source, name = [experiment], f"{type(experiment).__name__}-{kind}"
     if shrink:
-        full, name = change, f"{name}-smoke"
+        change, name = _smaller(change), f"{name}-smoke"
         how["resume"] = "never" if how["resume"] == "auto" and how["out"] is None else how["resume"]
-
-        def change(experiment: Any) -> list[Any]:
-            return [smoke(one)[0] for one in full(experiment)]
 
     wanted = None if seeds is None else parse_seeds(seeds)
     Sweep(source, seeds=wanted, change=change, name=name, target=target, **how).fit()
+
+
+def _smaller(change: Change) -> Change:
+    from ..plan.smoke import smoke
+
+    return lambda experiment: [smoke(one)[0] for one in change(experiment)]
 
 
 def rows(folder: str) -> list[dict[str, Any]]:

@@ -89,6 +89,21 @@ class Tokenizer(ABC):
         return [encoding.ids for encoding in encoded]
 
     @cached_property
+    def _untrimmed(self) -> tokenizers.Tokenizer:
+        """The same ids, with offsets that are not trimmed."""
+        backend = tokenizers.Tokenizer.from_str(self.loaded.backend.to_str())
+        backend.encode_special_tokens = self.loaded.backend.encode_special_tokens
+        backend.post_processor = None
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    def encode_ends(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Ids as `encode_batch` gives them, and where each ends in its text, in characters; a part of one ends with it."""
+        encoded = self._untrimmed.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, [end for _, end in encoding.offsets]) for encoding in encoded]
+
+    @cached_property
     def _templated(self) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.loaded.backend.to_str())
         backend.post_processor = None  # it would trim offsets
@@ -235,6 +250,11 @@ class Bytes(Tokenizer):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The bytes of each text."""
         return [list(text.encode()) for text in texts]
+
+    def encode_ends(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        """The bytes of each text; all bytes of a character end with it."""
+        ends = [[number for number, char in enumerate(text, start=1) for _ in char.encode()] for text in texts]
+        return list(zip(self.encode_batch(texts), ends))
 
     def __str__(self) -> str:
         return f"bytes, {self.vocab_size} tokens"

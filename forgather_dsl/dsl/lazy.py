@@ -88,6 +88,11 @@ class Lazy(Generic[T]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={_shown(self, k, v)!r}' for k, v in given(self).items())})"
 
+    def _repr_html_(self) -> str:  # notebooks
+        from .display import html
+
+        return html(self)
+
     def __replace__(self, **values: Any) -> Any:  # copy.replace, Python 3.13
         return replace(self, **values)
 

@@ -1,5 +1,7 @@
 """What all pages look like that this package writes: plans, reports. Colours follow the reader's light or dark setting."""
 
+from __future__ import annotations
+
 __all__ = ["PAGE_STYLE"]
 
 PAGE_STYLE = """

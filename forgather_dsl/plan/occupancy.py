@@ -106,8 +106,9 @@ class Occupancy:
         totals = {thing: sum(held) for thing, held in self.held.items()}
         most = max(walk.levels, key=lambda level: sum([count * totals[thing] for thing, count in level]))
         self.peak = self._bytes(most)
+        self.now = self._bytes(walk.end)  # at the end of the step
         if tied and 0 in own and schedule.num_stages - 1 not in own:
-            self.peak = max(self.peak, self._bytes(walk.end).plus(Held(buffers=tied)), key=sum)
+            self.peak = max(self.peak, self.now.plus(Held(buffers=tied)), key=sum)
 
     def _bytes(self, level: Iterable[tuple[Any, int]]) -> Held:
         total = Held()

@@ -21,11 +21,22 @@ from .tables import (
     verdict,
 )
 
-__all__ = ["html"]
+__all__ = ["fragment", "html"]
 
 
 def html(plan: Plan, data: dict[str, Any]) -> str:
     """The page. `data` is the plan's JSON."""
+    head = f'<meta charset="utf-8"><title>Plan of {escape(data["target"])}</title><style>{PAGE_STYLE}{STYLE}</style>'
+    body = "\n".join(_parts(plan, data))
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def fragment(plan: Plan, data: dict[str, Any]) -> str:
+    """The same as part of a notebook, whose own look it keeps."""
+    return f"<div><style>{STYLE}</style>{''.join(_parts(plan, data))}</div>"
+
+
+def _parts(plan: Plan, data: dict[str, Any]) -> list[str]:
     run = plan.run
     picture = svg(run.layout.schedule, run.simulation, run.costs, f"{data['schedule']}: one step", with_style=False)
     advice = [data["advice"], *data["alternatives"]] if data["advice"] else []
@@ -49,9 +60,7 @@ def html(plan: Plan, data: dict[str, Any]) -> str:
     for number, lines in enumerate(advice):
         parts.append("<h2>To make it fit, in the class body</h2>" if not number else "<p>or</p>")
         parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
-    parts += ["<h2>Assumed</h2><ul>", *(f"<li>{escape(text)}</li>" for text in assumed(data)), "</ul>"]
-    head = f'<meta charset="utf-8"><title>Plan of {escape(data["target"])}</title><style>{PAGE_STYLE}{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    return [*parts, "<h2>Assumed</h2><ul>", *(f"<li>{escape(text)}</li>" for text in assumed(data)), "</ul>"]
 
 
 def _table(table: Table, text: tuple[int, ...]) -> str:

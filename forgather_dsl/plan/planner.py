@@ -52,6 +52,12 @@ class Plan:
     strategies: tuple[Strategy, ...] = ()
     choice: str = ""  # why AutoParallel came to this
 
+    def _repr_html_(self) -> str:  # notebooks
+        from .contract import to_dict
+        from .page import fragment
+
+        return fragment(self, to_dict(self))
+
 
 def plan(
     experiment: Experiment,

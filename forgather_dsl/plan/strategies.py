@@ -178,7 +178,8 @@ def _row(
     if profile is not None and not keeps:
         return Strategy(family, candidate, None, "seconds were measured with another microbatch_size", keeps)
     try:
-        return Strategy(family, candidate, predict(candidate, found, profile), keeps_microbatch=keeps)
+        run = predict(replace(candidate, model=experiment.model), found, profile)  # one object, whose sizes are known
+        return Strategy(family, candidate, run, keeps_microbatch=keeps)
     except (ConfigError, ValueError) as error:
         return Strategy(family, candidate, None, str(error), keeps)
 

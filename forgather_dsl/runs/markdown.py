@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 
 from ..errors import printable
-from .comparison import Comparison
-from .comparison_tables import Table, configuration, costs, how_tested, others, ranks, results, runs
-from .comparison_text import headline, samples
 from .curves import curves
+from .report import Report
+from .report_tables import Table, configuration, costs, how_tested, others, ranks, results, runs
+from .report_text import headline, samples
 from .text_chart import text_chart
 
 __all__ = ["markdown"]
@@ -17,12 +17,12 @@ __all__ = ["markdown"]
 STRONG = ("better: real", "worse: real")
 
 
-def markdown(found: Comparison) -> str:
+def markdown(found: Report) -> str:
     """The whole report."""
     return "\n".join(_parts(found)) + "\n"
 
 
-def _parts(found: Comparison) -> Iterator[str]:
+def _parts(found: Report) -> Iterator[str]:
     yield f"# Report: {headline(found)}"
     first = results(found)
     yield from ("", f"## {escaped(first.title)}", "", *_table(first), "", escaped(how_tested(found)))

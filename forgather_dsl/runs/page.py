@@ -13,12 +13,12 @@ from html import escape
 from ..errors import printable
 from ..plan.look import PAGE_STYLE
 from .chart import color_of, forest, line_chart
-from .comparison import Comparison
-from .comparison_tables import Table, configuration, costs, how_tested, others, ranks, results, runs, short
-from .comparison_text import headline, samples
 from .curves import AXES, Curve, curves
 from .groups import NONE
+from .report import Report
 from .report_look import FRAGMENT_STYLE, SCRIPT, STYLE, shown
+from .report_tables import Table, configuration, costs, how_tested, others, ranks, results, runs, short
+from .report_text import headline, samples
 from .results import TRAIN_LOSS, Metric, metric
 
 __all__ = ["fragment", "page"]
@@ -27,7 +27,7 @@ MORE_FIGURES = ("tokens_per_second", "grad_norm", "lr")
 MOST_FIGURES = 8
 
 
-def page(found: Comparison) -> str:
+def page(found: Report) -> str:
     """The whole page."""
     hashed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hashed}'"
@@ -44,7 +44,7 @@ def page(found: Comparison) -> str:
     )
 
 
-def fragment(found: Comparison) -> str:
+def fragment(found: Report) -> str:
     """Results, intervals and the curve of the judged result over steps, for a notebook."""
     figure = next(_figures(found), None)
     parts = [f"<p><b>{_safe(headline(found))}</b></p>", _results(found), _intervals(found)]
@@ -57,7 +57,7 @@ def fragment(found: Comparison) -> str:
     return f'<div class="fgr"><style>{FRAGMENT_STYLE}</style>{"".join(parts)}</div>'
 
 
-def _body(found: Comparison) -> Iterator[str]:
+def _body(found: Report) -> Iterator[str]:
     yield f"<h1>{_safe(headline(found))}</h1>"
     yield f'<p class="faint">{_safe(", ".join(dict.fromkeys(r.target for r in found.records)))}</p>'
     yield f"<h2>{_safe(results(found).title)}</h2>"
@@ -83,26 +83,26 @@ def _safe(text: str) -> str:
     return escape(printable(text))
 
 
-def _results(found: Comparison) -> str:
+def _results(found: Report) -> str:
     kinds = [verdict.kind if (verdict := found.verdicts[i]) else "" for i in found.order]
     return _table(results(found), last=kinds)
 
 
-def _intervals(found: Comparison) -> str:
+def _intervals(found: Report) -> str:
     title = f"difference in {found.metric.title} to {found.groups[found.base].name}"
     names = [group.name for group in found.groups]
     picture = forest(names, found.verdicts, found.order, found.metric.digits, title)
     return f'<div class="figure">{picture}</div>' if picture else ""
 
 
-def _mind(found: Comparison) -> str:
+def _mind(found: Report) -> str:
     if not found.warnings:
         return ""
     items = "".join(f"<li>{_safe(warning)}</li>" for warning in found.warnings)
     return f'<div class="mind"><b>Mind</b><ul>{items}</ul></div>'
 
 
-def _figures(found: Comparison) -> Iterator[tuple[Metric, list[Curve]]]:
+def _figures(found: Report) -> Iterator[tuple[Metric, list[Curve]]]:
     """The judged result, the training loss, named held-out sets, and what shows how training went."""
     losses = [name for name in found.names if name.startswith("eval_loss")]
     names = dict.fromkeys([found.metric.name, TRAIN_LOSS, *losses, *MORE_FIGURES])
@@ -112,7 +112,7 @@ def _figures(found: Comparison) -> Iterator[tuple[Metric, list[Curve]]]:
             yield metric(name), drawn
 
 
-def _curves(found: Comparison) -> Iterator[str]:
+def _curves(found: Report) -> Iterator[str]:
     figures = list(_figures(found))
     if not figures:
         return
@@ -142,7 +142,7 @@ def _curves(found: Comparison) -> Iterator[str]:
     yield "</div>"
 
 
-def _legend(found: Comparison, drawn: list[Curve], boxes: bool) -> str:
+def _legend(found: Report, drawn: list[Curve], boxes: bool) -> str:
     shown_groups = {curve.group for curve in drawn}
     items = []
     for index in found.order:
@@ -155,7 +155,7 @@ def _legend(found: Comparison, drawn: list[Curve], boxes: bool) -> str:
     return f'<div class="legend">{" ".join(items)}</div>'
 
 
-def _matrix(found: Comparison) -> Table:
+def _matrix(found: Report) -> Table:
     """Groups in columns, settings in rows."""
     groups = [found.groups[i] for i in found.order]
     rows = [(path, *(short(group.settings.get(path, NONE)) for group in groups)) for path in found.differing]

@@ -84,7 +84,7 @@ function read(chart,event){
  }
  if(at===null||px<x0||px>x1){tip.style.display='none';return}
  tip.replaceChildren();
- const head=document.createElement('div');head.textContent=show(Math.round(back(at,x0,x1,chart.dataset.x)*100)/100);tip.append(head);
+ const head=document.createElement('div');head.textContent=(+back(at,x0,x1,chart.dataset.x).toPrecision(5)).toLocaleString('en');tip.append(head);
  rows.sort((a,b)=>b.value-a.value);
  for(const row of rows.slice(0,24)){
   const line=document.createElement('div'),name=document.createElement('span'),value=document.createElement('b');

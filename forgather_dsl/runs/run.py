@@ -31,6 +31,11 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.path!r})"
 
+    def _repr_html_(self) -> str:  # notebooks
+        from .report import report
+
+        return report(self.path)._repr_html_()
+
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The resolved experiment, from config.json; classes of the user's are inert."""

@@ -11,7 +11,6 @@ from ..plan.fit import gib, host_need, require_fit
 from ..plan.hardware import gpus, host_memory
 from ..plan.layout import schedule_problems
 from ..specs import Experiment
-from ..train.prepare import check_sources
 from ..train.trainer import lost_elsewhere
 from .members import Item, Member
 
@@ -40,6 +39,7 @@ def check_here(members: Sequence[Member], jobs: int) -> None:
 
     Raises UserError: 2 for data, 3 for memory. Members that differ in their seed alone are looked at once.
     """
+    from ..train.prepare import check_sources  # which imports numpy
 
     def one(experiment: Experiment) -> None:
         require_fit(chosen(experiment))
@@ -52,7 +52,7 @@ def check_here(members: Sequence[Member], jobs: int) -> None:
     needs = sorted((host_need(chosen(member.experiment)) for member in members), reverse=True)
     there = host_memory()
     if (together := sum(needs[:jobs])) > there:
-        fit = max(count for count in range(1, jobs + 1) if sum(needs[:count]) <= there)
+        fit = max(count for count in range(1, jobs + 1) if sum(needs[:count]) <= there or count == 1)
         raise UserError(
             f"{jobs} of these experiments side by side need {gib(together)} of memory, this machine has {gib(there)}; write "
             f"--jobs {fit} (jobs={fit})",

@@ -18,7 +18,7 @@ from .data import (
 )
 from .experiment import Experiment
 from .guard import Guard, Spike
-from .logging import Checkpoints, Console, Logger, Sampling, Watchdog
+from .logging import Checkpoints, Console, Logger, Sampling, TensorBoard, Trackio, WandB, Watchdog
 from .model import (
     GELUMLP,
     MLP,
@@ -154,13 +154,16 @@ __all__ = [
     "Stdlib",
     "StdlibChat",
     "SwiGLU",
+    "TensorBoard",
     "TextFiles",
     "Tokenizer",
     "TokenizerFile",
+    "Trackio",
     "TrainedBPE",
     "Update",
     "VHalf",
     "VMin",
+    "WandB",
     "WarmupCosine",
     "WarmupStableDecay",
     "Watchdog",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import attrs
 
@@ -16,11 +16,43 @@ T = TypeVar("T")
 
 
 class Logger(Lazy[T], abstract=True):
-    """Gets each record of `metrics.jsonl` as a dict: an object with `log(record)` and `close()`, made on rank 0."""
+    """Gets each record of `metrics.jsonl` as a dict: an object with `log(record)` and `close()`, made on rank 0.
+
+    If it has `start(about)` too, it is first told the run's folder, settings and the step that it begins at.
+    """
+
+    __needs__: ClassVar[tuple[str, str] | None] = None  # a package, and the extra that brings it
 
 
 class Console(Logger["forgather_dsl.train.console.Console"]):
     """A progress line on a terminal, plain lines elsewhere."""
+
+
+class TensorBoard(Logger["forgather_dsl.train.tensorboard.TensorBoardLogger"]):
+    """Event files for TensorBoard, in `tensorboard/` of the run unless told otherwise. Extra: tb."""
+
+    __needs__ = ("tensorboard", "tb")
+
+    folder: str | None = None
+
+
+class Trackio(Logger["forgather_dsl.train.trackio.TrackioLogger"]):
+    """Trackio, which keeps its data on this machine unless a Space is named. Extra: trackio."""
+
+    __needs__ = ("trackio", "trackio")
+
+    project: str = "forgather_dsl"
+    space: str | None = None  # a Hugging Face Space that shows it, user/name
+
+
+class WandB(Logger["forgather_dsl.train.wandb.WandBLogger"]):
+    """Weights & Biases. Extra: wandb."""
+
+    __needs__ = ("wandb", "wandb")
+
+    project: str = "forgather_dsl"
+    entity: str | None = None
+    mode: Literal["online", "offline"] | None = None  # None: as the environment says, WANDB_MODE
 
 
 class Sampling(Lazy[Any]):

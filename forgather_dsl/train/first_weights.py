@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..dsl import ConfigError
 from ..dsl.check import said_at
@@ -21,11 +21,12 @@ from .checkpoint.folder import listed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .agreement import Ranks
     from .checkpoint import Slice
     from .session import Session
     from .weights import Stored
 
-__all__ = ["begin_with", "require_first_weights"]
+__all__ = ["CHECKPOINT", "FOLDER", "RUN", "begin_with", "kind_of", "open_weights", "require_first_weights"]
 
 CHECKPOINT, RUN, FOLDER = "checkpoint", "run", "folder"
 
@@ -68,9 +69,17 @@ def _require_same_model(path: str, experiment: Experiment) -> None:
         raise UserError(f"the experiment has another model than {path}:\n  " + "\n  ".join(wrong))
 
 
+class Loading(Protocol):
+    """What takes weights: a session, or a model that is evaluated."""
+
+    experiment: Experiment
+    ranks: Ranks
+
+
 class _Source(NamedTuple):
     """Weights by parameter name."""
 
+    where: str  # the checkpoint or folder
     stored: dict[str, Stored]  # of the whole model
     read: Callable[[list[str], Mapping[str, Slice]], Iterator[tuple[str, Tensor]]]
 
@@ -86,7 +95,7 @@ def begin_with(session: Session, path: str) -> None:
 
     source, problem = None, None
     try:
-        source = _opened(session, path)
+        source = open_weights(session, path)
     except (UserError, ConfigError, OSError) as error:
         problem = str(error)
     first = next((p for p in session.ranks.gather(problem) if p), None)
@@ -100,8 +109,8 @@ def begin_with(session: Session, path: str) -> None:
         print(f"begins with the weights of {path}", flush=True)
 
 
-def _opened(session: Session, path: str) -> _Source:
-    """Verified: a checkpoint's hashes, and of everything names, shapes and number formats."""
+def open_weights(session: Loading, path: str) -> _Source:
+    """Verified: a checkpoint's hashes, and of everything names, shapes and number formats. Raises UserError."""
     from .weights import expected, require_same
 
     source = _of_folder(session, path) if kind_of(path) == FOLDER else _of_checkpoint(session, path)
@@ -120,15 +129,16 @@ def _of_what_model(path: str) -> str:
     return f"write the model that these weights are of: `python -m forgather_dsl show {run}` prints it"
 
 
-def _of_folder(session: Session, path: str) -> _Source:
+def _of_folder(session: Loading, path: str) -> _Source:
     from ..interop.folder import open_folder
 
     folder = open_folder(path)
     tied = bool(getattr(session.experiment.model, "tie_embeddings", False))
-    return _Source(folder.without_copies(tied, compare=session.ranks.rank == 0), folder.tensors)
+    found = folder.without_copies(tied, compare=session.ranks.rank == 0)
+    return _Source(path, found, folder.tensors)
 
 
-def _of_checkpoint(session: Session, path: str) -> _Source:
+def _of_checkpoint(session: Loading, path: str) -> _Source:
     from .checkpoint import newest, open_checkpoint, problem
     from .weights import read_weights, stored
 
@@ -141,4 +151,4 @@ def _of_checkpoint(session: Session, path: str) -> _Source:
             raise UserError(f"{path}: {wrong}; `checkpoints` lists those of its run")
         saved = open_checkpoint(path)
 
-    return _Source(stored(saved), lambda names, slices: read_weights(saved, names, slices))
+    return _Source(saved.path, stored(saved), lambda names, slices: read_weights(saved, names, slices))

@@ -13,7 +13,7 @@ import torch
 from .. import __version__
 from ..data.chat_tokens import ChatFile
 from ..data.tokens import TokenFile
-from ..dsl import build
+from ..dsl import build, snapshot
 from ..parallel.progress import PROGRESS
 from ..specs import FSDP2, ChatSource, Pipeline
 from ..specs.experiment import num_microbatches, num_replicas, pipeline_ranks, world_size
@@ -22,6 +22,7 @@ from .checkpoint import Saved
 from .evaluate import Evaluation
 from .flops import peak, per_token
 from .metrics import MetricsFile
+from .services import RunFacts, started
 from .session import Session
 from .spikes import Jump
 
@@ -37,7 +38,8 @@ class Reporter:
         if session.ranks.rank == 0:
             print(banner(session, self.num_parameters, resumed, changes), flush=True)
             metrics = os.path.join(session.path, "metrics.jsonl")
-            loggers = [build(logger) for logger in session.experiment.loggers]
+            about = RunFacts(session.path, snapshot(session.experiment), session.step, resumed is not None)
+            loggers = [started(build(logger), about) for logger in session.experiment.loggers]
             after, rollbacks = session.step if resumed else -1, session.guards.rollbacks
             self._sinks = [MetricsFile(metrics, after_step=after, rollbacks=rollbacks), *loggers]
 
@@ -49,8 +51,8 @@ class Reporter:
                 "data_fingerprint": prepared.train.fingerprint,
                 "eval_fingerprint": prepared.held_out.fingerprint if prepared.held_out else None,
                 "gzip_bits_per_byte": prepared.held_out.gzip_bits_per_byte if prepared.held_out else None,
-                "eval_sets": {name: described_set(found) for name, found in prepared.eval_sets.items()},
                 "eval_bytes": prepared.held_out.num_bytes if prepared.held_out else None,
+                "eval_sets": {name: described_set(found) for name, found in prepared.eval_sets.items()},
                 "num_parameters": self.num_parameters,
                 "device": device(self.session),
                 "ranks": self.session.world.size,
@@ -111,7 +113,6 @@ class Reporter:
         """A record of the held-out text, all sets in one."""
         values = [result.record(name) for name, result in results.items()]
         self._log({"step": self.session.step, **{key: value for record in values for key, value in record.items()}})
-        self._since = time.monotonic()  # throughput is training's
 
     def sample(self, text: str) -> None:
         """What the model writes."""

@@ -15,10 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.chat_tokens import ChatFile
-from ..data.loader import Loader
-from ..data.order import Sequences
-from ..data.packing import PackedLoader
 from ..dsl import ConfigError, build, digest
 from ..errors import Interrupted, UserError
 from ..parallel.failures import PeerLost
@@ -32,6 +28,7 @@ from ..specs.experiment import world_size
 from . import saving
 from .agreement import Ranks, Said
 from .assembly import make_loss, make_optimizer
+from .batches import make_loader
 from .checkpoint import Saved
 from .directory import read_layout
 from .first_weights import begin_with
@@ -66,9 +63,12 @@ class Session:
             group["peak_lr"] = group["lr"]
         self.lr_schedule = build(experiment.lr_schedule)
         self.loss_fn = make_loss(experiment, world.device)
-        self.loader = self._loader(prepared.train, shuffle=True)
+        place, eos = (self.mesh.replica, self.mesh.replicas), prepared.tokenizer.eos_id
+        self.loader = make_loader(experiment, prepared.train, eos, *place, shuffle=True)
         sets = {"": prepared.held_out, **prepared.eval_sets}
-        self.held_out = {name: self._loader(found, shuffle=False) for name, found in sets.items() if found is not None}
+        self.held_out = {
+            name: make_loader(experiment, found, eos, *place) for name, found in sets.items() if found is not None
+        }
         self.step = 0  # optimizer steps done
         self.tokens = 0  # trained on
         self.seconds = 0.0  # of training, over all starts
@@ -81,21 +81,6 @@ class Session:
         self.reducer = make_reducer(self.pipeline, self.mesh, self.owner.summed_later())
         self._since = time.monotonic()
         self.control: Any = None  # a Control, on rank 0 of a run
-
-    def _loader(self, tokens: Any, *, shuffle: bool) -> Sequences:
-        e = self.experiment
-        kind: Any = PackedLoader if isinstance(tokens, ChatFile) else Loader
-        return kind(
-            tokens=tokens,
-            seq_len=e.seq_len,
-            batch_size=e.batch_size,
-            seed=e.seed,
-            shuffle=shuffle,
-            eos_id=self.prepared.tokenizer.eos_id,
-            documents=e.isolate_documents,
-            rank=self.mesh.replica,
-            replicas=self.mesh.replicas,
-        )
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all starts."""

@@ -72,4 +72,6 @@ def _refusal(experiment: Experiment, choice: Choice, ranks: int | None) -> str:
     options = plan(experiment).options if ranks is None else ()
     for option in options[:1]:
         lines += ["try, in the class body:", *(f"  {line}" for line in option.lines)]
+    if not options:
+        lines.append("a smaller model (dim, num_layers, vocab_size), a shorter seq_len or more cards would do")
     return "\n".join(lines)

@@ -27,6 +27,7 @@ from .changes import refuse_changes
 from .checkpoint.folder import listed
 from .control import refuse_second
 from .first_weights import require_first_weights
+from .services import require_services
 from .settled import RECORD, settled
 from .stopping import terminable
 
@@ -105,6 +106,7 @@ class Trainer:
         _refuse_strangers(experiment)
         world = world_size(experiment)
         _require_importable(experiment, world)
+        require_services(experiment)
         require_fit(experiment)
         if joined:
             return self._as_rank()

@@ -70,6 +70,7 @@ def test_it_is_never_slower_than_the_best_row_that_it_may_take(experiment, gpus)
     assert choose(experiment, gpus) == found
 
 
+@pytest.mark.slow
 def test_the_link_decides_between_pipelines_and_sharing_the_batch():
     assert isinstance(chosen(replace(Large(), hardware="2x24GB,link=3GB/s")).parallel, Pipeline)
     assert isinstance(choose(replace(Large(), batch_size=32), FAST).experiment.parallel, (DDP, FSDP2))

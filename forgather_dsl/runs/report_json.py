@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .comparison import Comparison, finite, value_at_end
 from .record import Record, step_of
+from .report import Report, finite, value_at_end
 from .results import bubbles, memory, metric
 from .student import LEVEL, Mean
 from .verdicts import Outcome, Verdict
@@ -13,7 +13,7 @@ from .verdicts import Outcome, Verdict
 __all__ = ["to_dict"]
 
 
-def to_dict(found: Comparison) -> dict[str, Any]:
+def to_dict(found: Report) -> dict[str, Any]:
     """The report. `metric` is what verdicts are about; intervals are of `level` and not corrected, `p_corrected` is."""
     about = found.metric
     return {
@@ -33,7 +33,7 @@ def to_dict(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _group(found: Comparison, index: int) -> dict[str, Any]:
+def _group(found: Report, index: int) -> dict[str, Any]:
     group, verdict = found.groups[index], found.verdicts[index]
     outcomes = {name: found.outcomes_of(metric(name))[index] for name in found.names}
     return {
@@ -73,7 +73,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     return told | {"p_corrected": verdict.corrected}
 
 
-def _run(found: Comparison, group: str, record: Record) -> dict[str, Any]:
+def _run(found: Report, group: str, record: Record) -> dict[str, Any]:
     results = {name: value_at_end(record, name, found.step) for name in found.names}
     return {
         "path": record.path,

@@ -1,4 +1,4 @@
-"""`report`: any number of runs compared. In: run directories. Out: a `Comparison`, which prints as text, Markdown or a page.
+"""`report`: any number of runs compared. In: run directories. Out: a `Report`, which prints as text, Markdown or a page.
 
 Runs that differ in their seed alone are a group. One group is the base; each other one gets its difference with an interval, and
 a verdict: real, or within what seeds change. What makes the comparison unfair is said beside it.
@@ -21,14 +21,14 @@ from .record import Record
 from .results import TRAIN_LOSS, Metric, known, metric, value_of
 from .verdicts import Outcome, Verdict, judged, outcome
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Report", "report"]
 
 BASES = ("base", "baseline")  # names, in small letters, of what others are held against
 
 
-def compare(
+def report(
     *places: str, base: str | None = None, by: str | None = None, step: int | None = None, smooth: int | None = None
-) -> Comparison:
+) -> Report:
     """Compare runs: run directories, folders of them, patterns.
 
     Args:
@@ -41,7 +41,7 @@ def compare(
         UserError: a place leads to no run, or there is no such base, result or step.
     """
     groups = grouped([Record(path) for path in find_runs(places)])
-    return Comparison(groups, _base(groups, base), by, step, smooth)
+    return Report(groups, _base(groups, base), by, step, smooth)
 
 
 def _base(groups: Sequence[Group], asked: str | None) -> int:
@@ -59,7 +59,7 @@ def _base(groups: Sequence[Group], asked: str | None) -> int:
     raise UserError(f"--base {asked!r} {what}: write one of {names}")
 
 
-class Comparison:
+class Report:
     """Groups of runs held against one of them."""
 
     def __init__(
@@ -133,13 +133,13 @@ class Comparison:
     @functools.cached_property
     def data(self) -> dict[str, Any]:
         """As JSON can hold it: what `report --json` prints."""
-        from .comparison_json import to_dict
+        from .report_json import to_dict
 
         return to_dict(self)
 
     def text(self, width: int = 100, with_samples: bool = False) -> str:
         """For a terminal or a log, `width` characters wide where that is up to it."""
-        from .comparison_text import text
+        from .report_text import text
 
         return text(self, width, with_samples)
 

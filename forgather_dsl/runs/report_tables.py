@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .comparison import Comparison
 from .record import Record, number, step_of
+from .report import Report
 from .results import TRAIN_LOSS, Metric, bubbles, memory, metric, value_of
 from .student import LEVEL, Mean
 from .verdicts import counted
@@ -34,7 +34,7 @@ def spread(mean: Mean | None, digits: int) -> str:
     return f"{mean.value:,.{digits}f}{deviation}"
 
 
-def results(found: Comparison) -> Table:
+def results(found: Report) -> Table:
     """Each group in the metric that is judged, best first, its difference to the base and the verdict."""
     digits, rows = found.metric.digits, []
     for index in found.order:
@@ -58,13 +58,13 @@ def probability(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _about(found: Comparison) -> str:
+def _about(found: Report) -> str:
     unit = f" ({found.metric.unit})" if found.metric.unit else ""
     at = f" at step {found.step:,}" if found.step is not None else ""
     return f"{found.metric.title}{at}{unit}, against {found.groups[found.base].name}"
 
 
-def how_tested(found: Comparison) -> str:
+def how_tested(found: Report) -> str:
     """How the verdicts were reached."""
     kinds = dict.fromkeys(
         v.difference.test for v in found.verdicts if v and v.difference and v.difference.p is not None
@@ -76,7 +76,7 @@ def how_tested(found: Comparison) -> str:
     return f"± is the standard deviation over seeds; two-sided {', '.join(kinds)}{holm}; real: p < {1 - LEVEL:.2g}"
 
 
-def configuration(found: Comparison) -> Table:
+def configuration(found: Report) -> Table:
     """What differs from the base: group, setting, the base's value, its own."""
     rows = []
     for index in found.order:
@@ -91,13 +91,13 @@ def short(value: str) -> str:
     return value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 3] + "..."
 
 
-def others(found: Comparison) -> Table | None:
+def others(found: Report) -> Table | None:
     """The other results: mean and deviation of each group."""
     names = [n for n in found.names if (n.startswith("eval_") or n == TRAIN_LOSS) and n != found.metric.name]
     return _means(found, "Other results", [metric(name) for name in names]) if names else None
 
 
-def costs(found: Comparison) -> Table:
+def costs(found: Report) -> Table:
     """What the groups took: tokens, seconds, speed, memory, bubble."""
     names = [
         n
@@ -122,7 +122,7 @@ def _mean_tokens(records: list[Record]) -> float:
     return sum(seen) / len(seen) if seen else 0.0
 
 
-def _means(found: Comparison, title: str, metrics: list[Metric]) -> Table:
+def _means(found: Report, title: str, metrics: list[Metric]) -> Table:
     columns = [found.outcomes_of(m) for m in metrics]
     rows = []
     for index in found.order:
@@ -132,7 +132,7 @@ def _means(found: Comparison, title: str, metrics: list[Metric]) -> Table:
     return Table(title, ("", *(m.title for m in metrics)), rows, (0,), found.order.index(found.base))
 
 
-def ranks(found: Comparison) -> Table | None:
+def ranks(found: Report) -> Table | None:
     """Memory and bubble of each rank, measured beside planned, of a run of each group that has several."""
     rows = []
     for group in (found.groups[index] for index in found.order):
@@ -158,7 +158,7 @@ def ranks(found: Comparison) -> Table | None:
     return Table("Ranks", headers, rows) if rows else None
 
 
-def runs(found: Comparison) -> Table:
+def runs(found: Report) -> Table:
     """Every run: how it ended, and what it reached."""
     rows = []
     for group in (found.groups[index] for index in found.order):

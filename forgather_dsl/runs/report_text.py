@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import printable
-from .comparison import Comparison
-from .comparison_tables import Table, configuration, costs, how_tested, others, ranks, results, runs
 from .curves import curves
+from .report import Report
+from .report_tables import Table, configuration, costs, how_tested, others, ranks, results, runs
 from .text_chart import text_chart
 
 __all__ = ["headline", "samples", "text"]
@@ -15,18 +15,18 @@ __all__ = ["headline", "samples", "text"]
 FEW = 3  # groups up to which every run is listed in the terminal
 
 
-def headline(found: Comparison) -> str:
+def headline(found: Report) -> str:
     """How many runs of how many configurations."""
     n, groups = len(found.records), len(found.groups)
     return f"{n} run{'s' * (n != 1)} of {groups} configuration{'s' * (groups != 1)}"
 
 
-def text(found: Comparison, width: int, with_samples: bool) -> str:
+def text(found: Report, width: int, with_samples: bool) -> str:
     """The whole report, in plain characters."""
     return printable("\n".join(_lines(found, width, with_samples)))
 
 
-def _lines(found: Comparison, width: int, with_samples: bool) -> Iterator[str]:
+def _lines(found: Report, width: int, with_samples: bool) -> Iterator[str]:
     yield headline(found)
     for table in (results(found), configuration(found), others(found), costs(found), ranks(found)):
         if table is not None and table.rows:
@@ -56,7 +56,7 @@ def aligned(table: Table) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def samples(found: Comparison) -> list[tuple[str, str]]:
+def samples(found: Report) -> list[tuple[str, str]]:
     """What a run of each group last wrote: name of the group, text."""
     out = []
     for index in found.order:
