@@ -128,7 +128,11 @@ def test_the_plan_counts_all_replicas_and_the_sum_of_their_gradients():
     link = two["assumptions"]["link_gb_per_second"] * 1e9
     run = predict(Shared(), parse("4x24GB"))
     beside = run.step_seconds - run.simulation.makespan - max(run.optimizer_seconds)
-    assert beside == pytest.approx(gradients / link)  # each half of it is sent twice
+    last = min(
+        run.costs.seconds("B", stage) for stage in range(len(run.layout.layers))
+    )  # hides as much of the sum as it takes
+    assert 0 < beside < gradients / link  # each half of it is sent twice
+    assert beside == pytest.approx(gradients / link - last, rel=0.01)
 
 
 def test_the_plan_leaves_ranks_on_a_card_that_they_may_share():

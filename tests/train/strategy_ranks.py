@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 import torch._dynamo  # what is imported at a first call: here once, not once per rank
 import torch.distributed.fsdp
 import torch.distributed.tensor
+from torch.nn.parallel import DistributedDataParallel
 
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
@@ -45,11 +47,16 @@ from forgather_dsl import (  # noqa: E402
     call,
     patch,
 )
-from forgather_dsl.dsl import replace  # noqa: E402
+from forgather_dsl.dsl import build, replace  # noqa: E402
+from forgather_dsl.models.init import initialise  # noqa: E402
+from forgather_dsl.parallel.failures import PeerLost  # noqa: E402
 from forgather_dsl.parallel.group import join, leave  # noqa: E402
 from forgather_dsl.parallel.launch import STORE  # noqa: E402
+from forgather_dsl.parallel.reducing import Reducer  # noqa: E402
+from forgather_dsl.parallel.sharded import Sharded  # noqa: E402
 from forgather_dsl.specs.experiment import world_size  # noqa: E402
 from forgather_dsl.train import directory  # noqa: E402
+from forgather_dsl.train.batches import tensors as rows_of  # noqa: E402
 from forgather_dsl.train.checkpoint import open_checkpoint  # noqa: E402
 from forgather_dsl.train.prepare import prepare  # noqa: E402
 from forgather_dsl.train.session import Session, run_session  # noqa: E402
@@ -96,6 +103,7 @@ MODELS = {  # name: (changes, kind of bound)
 }
 QUICK = [("plain", name) for name in ("ddp2", "fsdp2")]
 SLOW = [(model, name) for model in MODELS for name in STRATEGIES if name != "single"]
+DYING = {"fsdp2": (Sharded, "through", 10), "ddp2": (Reducer, "begin", 3)}  # where, and at which call
 MOVES = ("single", "fsdp4", "pp2", "fsdp2", "ddp2", "hsdp", "pp2x2-cut")
 
 
@@ -229,6 +237,68 @@ def resumed(folder, strategy):
     return wrong + [f"{key} differs" for key in a if not torch.equal(a[key], b[key])]
 
 
+def deaths(folder, strategy):
+    """A rank that is gone in the middle of a step ends the others, which say so."""
+    one = experiment(folder, "plain", strategy, eval_every=None, save_every=None, sampling=None)
+    out, kind, name, calls = f"{folder}/dies-{strategy}", *DYING[strategy]
+    method, said = getattr(kind, name), f"{out}/said"
+
+    def work(rank):
+        count = iter(range(calls, 0, -1))
+
+        def dying(own, *about):
+            if next(count) == 1:
+                os._exit(9)
+            return method(own, *about)
+
+        if rank == 1:
+            setattr(kind, name, dying)
+        try:
+            run_session(one, out, prepare(one), resume="never", changes=[])
+        except PeerLost as lost:
+            Path(said).write_text(str(lost))
+            return 4
+
+    codes = on_ranks(one, out, work)
+    return [] if codes == [4, 9] and Path(said).read_text().startswith("rank 0 lost another") else [f"{codes}"]
+
+
+def torchs_own(folder):
+    """The sums of gradients of torch's DistributedDataParallel, on the same batch and weights, within rounding."""
+    one = experiment(folder, "plain", "ddp2")
+    one = replace(one, model=replace(one.model, dropout=0.0))
+    out = f"{folder}/torchs"
+
+    def work(rank):
+        world = join("cpu")
+        session = Session(one, out, prepare(one), world)
+        batch = session.loader.next_batch()
+        tokens, targets, documents = rows_of(batch)
+        session.reducer.begin()
+        session.pipeline.step(tokens, targets, documents, session.loss_fn, 0, batch.num_valid)
+        session.reducer.finish()
+        model = build(one.model)
+        initialise(model, one.seed)
+        parallel = DistributedDataParallel(model)
+        for k in range(len(tokens)):
+            with nullcontext() if k == len(tokens) - 1 else parallel.no_sync():
+                logits = parallel(tokens[k : k + 1], documents[k : k + 1])
+                loss = session.loss_fn(logits, targets[k : k + 1])
+                (loss * world.size / batch.num_valid).backward()  # torch takes the mean of ranks
+        theirs = {name: p.grad for name, p in model.named_parameters()}
+        worst = max(
+            float((p.grad - theirs[n]).abs().max() / theirs[n].abs().max()) for n, p in session.parameters.items()
+        )
+        if rank == 0:
+            Path(out, "worst").write_text(str(worst))
+        leave(world)
+
+    codes = on_ranks(one, out, work)
+    assert not any(codes), codes
+    worst = float(Path(out, "worst").read_text())
+    return [] if worst <= 2e-6 else [f"differs by {worst:.1e}"]
+
+
 def main(folder):
     os.environ["FORGATHER_CACHE"] = f"{folder}/cache"
     write_corpus(folder)
@@ -239,6 +309,9 @@ def main(folder):
     if everything:
         for model in ("plain", "tied", "bf16"):
             found[f"moves {model}"] = moves(folder, model, walk(MOVES))
+        found["torch's own"] = torchs_own(folder)
+        for strategy in DYING:
+            found[f"deaths {strategy}"] = deaths(folder, strategy)
         for strategy in ("ddp4", "fsdp4", "hsdp", "pp2x2-cut"):
             found[f"resume {strategy}"] = resumed(folder, strategy)
     else:

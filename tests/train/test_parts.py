@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import os
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from forgather_dsl import Experiment, Llama, Pipeline, Single
+from forgather_dsl import FSDP2, Experiment, Llama, Pipeline, Single, patch
+from forgather_dsl.dsl import replace as replaced
 from forgather_dsl.errors import UserError
-from forgather_dsl.parallel import interpreter
 from forgather_dsl.parallel.failures import raised
 from forgather_dsl.parallel.group import World
-from forgather_dsl.parallel.torch_engine import TorchPipeline
+from forgather_dsl.plan.layout import lay_out
 from forgather_dsl.train import repeatable as repeat
-from forgather_dsl.train import session
 from forgather_dsl.train.agreement import Ranks, Said
 from forgather_dsl.train.console import Console, duration
 from forgather_dsl.train.flops import peak, per_token
@@ -29,6 +27,7 @@ from forgather_dsl.train.metrics import MetricsFile, read
 from forgather_dsl.train.optim import parameter_groups
 from forgather_dsl.train.optim.muon import MuonAdamW
 from forgather_dsl.train.sampling import picker
+from forgather_dsl.train.strategy import make_pipeline
 
 
 class Short(Experiment):
@@ -86,7 +85,7 @@ def test_the_global_norm_adds_every_parameter_once_and_sees_what_is_not_finite()
     gradients = {"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}
     squares = {name: sum_of_squares(gradient) for name, gradient in gradients.items()}
     agreed = ranks.agree(squares, Said(2.5, 1.5, memory=7, busy=3.0, span=4.0))
-    assert agreed[:8] == (2.5, 5.0, 1.5, False, False, [7], 0, 0.25)
+    assert agreed[:8] == (2.5, 5.0, 1.5, False, False, [7], 0, (0.25,))
     assert agreed.finite
     assert (agreed.bad_gradients, agreed.bad_losses) == ((), ())
     wrong = ranks.agree({"a": sum_of_squares(torch.tensor([math.nan]))}, Said(1.0))
@@ -249,9 +248,11 @@ def test_torch_is_shown_the_variable_of_cublas_as_long_as_it_asks(
 
 def test_torchs_runtime_is_refused_where_ranks_share_a_card() -> None:
     """It would hand memory of the GPU to gloo, which ends the process."""
-    torchs = Short(parallel=Pipeline(stages=2, engine="torch"))
     shared = World(0, 2, torch.device("cuda", 0), "gloo")
+    plain = Short(model=patch(Llama, dim=8, num_layers=2, num_heads=1))
+    one = replaced(plain, parallel=Pipeline(stages=2, engine="torch"))
+    mesh: Any = None  # refused before it is looked at
     with pytest.raises(UserError, match=r"parallel\.engine"):
-        session._engine(torchs, shared)
-    assert session._engine(torchs, replace(shared, device=torch.device("cpu"))) is TorchPipeline
-    assert session._engine(Short(parallel=Pipeline(stages=2)), shared) is interpreter.Pipeline
+        make_pipeline(one, lay_out(one), shared, mesh)
+    with pytest.raises(UserError, match="FSDP2 gathers on the GPU"):
+        make_pipeline(replaced(plain, parallel=FSDP2(shards=2)), lay_out(plain), shared, mesh)

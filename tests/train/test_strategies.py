@@ -48,7 +48,7 @@ def test_replicas_and_shards_learn_what_one_process_learns_and_hand_it_on(tmp_pa
 @pytest.mark.slow
 def test_every_strategy_and_model_and_every_move(tmp_path):
     found = run(tmp_path, "--all", seconds=3000)
-    assert len(found) == 5 * 11 + 3 + 4
+    assert len(found) == 5 * 11 + 3 + 1 + 2 + 4
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
