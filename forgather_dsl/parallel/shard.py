@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ def rows_of(vocab_size: int, shard: int, num_shards: int) -> range:
     return range(start, start + size + (shard < more))
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Which rows of a tensor a rank has."""
 
     shape: tuple[int, ...]
