@@ -26,7 +26,7 @@ def test_every_word_and_every_type_is_a_public_name() -> None:
         "Run",
         "Sweep",
     } <= public
-    assert public <= {*specs.__all__, *dsl.__all__, "Trainer", "Run", "Sweep", "UserError", "compare"}
+    assert public <= {*specs.__all__, *dsl.__all__, "Trainer", "Run", "Sweep", "UserError", "report"}
     assert all(getattr(forgather_dsl, name) is not None for name in public)
 
 

@@ -137,8 +137,11 @@ def series_of(about: RunFacts, service: str, fresh: Callable[[], str] | None = N
 
 
 def require_services(experiment: Experiment) -> None:
-    """Raises UserError for loggers whose packages are not installed, all at once, with the command that installs them."""
-    wanted = [(type(logger).__name__, type(logger).__needs__) for logger in experiment.loggers]
+    """Raises UserError for loggers whose packages are not installed, all at once, with the command that installs them.
+
+    A logger may also be a `call` of anything, which says nothing of its packages.
+    """
+    wanted = [(type(logger).__name__, getattr(type(logger), "__needs__", None)) for logger in experiment.loggers]
     lost = [(name, needs) for name, needs in wanted if needs is not None and importlib.util.find_spec(needs[0]) is None]
     if lost:
         told = "; ".join(f"{name}() needs the package {package}" for name, (package, _) in lost)

@@ -202,6 +202,7 @@ def test_each_has_cards_of_its_own(monkeypatch: pytest.MonkeyPatch, lab: str) ->
     cards = tuple(Device("card", 24 * 2**30, "gpu") for _ in range(3))
     monkeypatch.setattr(places, "gpus", lambda: cards)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-ab")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     one, two = load(f"{lab}:Base")(), load(f"{lab}:Two")()
     room = places.Places(None)
     assert room.jobs == 3

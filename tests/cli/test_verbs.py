@@ -58,6 +58,7 @@ def test_ls_says_of_each_class_what_it_is(cli, forked):
         "abstract": False,
         "missing": [],
         "error": None,
+        "kind": "",
     }
     assert rows["Base"]["abstract"]
     assert "model.dim" in rows["Base"]["missing"]

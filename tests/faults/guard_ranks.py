@@ -139,8 +139,8 @@ def inject(fault: str, steps: list[int]) -> None:
         if STEP in steps and fault == "weights" and stage.first:
             dict(stage.named_parameters())["model.layers.0.mlp.up_proj.weight"].data[0, 0] = float("nan")
 
-    def forward(stage: Stage, x: torch.Tensor, documents: Any, key: Any) -> torch.Tensor:
-        y = original(stage, x, documents, key)
+    def forward(stage: Stage, x: torch.Tensor, documents: Any, key: Any, *rest: Any) -> torch.Tensor:
+        y = original(stage, x, documents, key, *rest)
         return y * float("nan") if fault == "activation" and key[1] in steps and stage.first and key[2] == 5 else y
 
     Engine.step, Execution._backward, Execution._weights = stepping, after_backward, after_weights

@@ -65,7 +65,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("forgather_dsl.train.session.make_stage", "building its part of the model: rank 0: RuntimeError at "),
+        ("forgather_dsl.train.strategy.make_stage", "building its part of the model: rank 0: RuntimeError at "),
         ("forgather_dsl.train.optim.engine.Engine.step", "updating the weights in step 1: rank 0, stage 0 of 1 (layers 0 to 1): RuntimeError at "),
         ("forgather_dsl.train.loop.evaluate", "evaluating on the held-out text: rank 0, stage 0 of 1"),
         ("forgather_dsl.train.loop.write_sample", "writing a sample: rank 0, stage 0 of 1"),

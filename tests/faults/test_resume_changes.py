@@ -67,6 +67,7 @@ FREELY: dict[str, Any] = {
     "loggers": (),
     "checkpoints": Checkpoints(keep_last=7),
     "sampling": Sampling(),
+    "eval_sets": {"more": TextFiles(paths="corpus", held_out=0.5)},
     "watchdog": None,
     "log_every": 3,
     "eval_every": 5,

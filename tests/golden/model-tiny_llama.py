@@ -1,4 +1,4 @@
-"""Llama, from forgather_dsl.models.llama (sources f60c9c2c95b1).
+"""Llama, from forgather_dsl.models.llama (sources 1eb1717ece9e).
 
 Standalone PyTorch source: needs torch alone.
 Written for one configuration, in which
@@ -430,8 +430,8 @@ def _reset(module: Any, generator_seed: int) -> None:
 
 
 @torch.no_grad()
-def draw_weights(model: Any, seed: int) -> None:
-    """Fill every parameter of `model` for the first time.
+def draw_weights(model: Any, seed: int, within: frozenset[nn.Module] | None = None) -> None:
+    """Fill every parameter of `model` for the first time, or those of the modules `within`.
 
     Linear and embedding weights come from `model.init.fill`, their biases are 0. Any other module (and every module
     of a model without `init`) is filled by its own `reset_parameters`, after its children, from a generator seeded by
@@ -440,6 +440,8 @@ def draw_weights(model: Any, seed: int) -> None:
     init = getattr(model, "init", None)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in reversed(list(model.named_modules())):  # children come before what holds them
+        if within is not None and module not in within:
+            continue
         if init is not None and _is_plain(module):
             name = names.pop(id(module.weight), None)
             if name is not None:
