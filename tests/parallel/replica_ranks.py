@@ -36,7 +36,7 @@ SCHEDULES = {
     "interleaved": partial(interleaved, chunks=2),
     "zb-v": zero_bubble_v,
 }
-MODELLED = ("plain", "all", "llama")
+MODELLED = ("plain", "all", "llama") if "--all" in sys.argv else ("plain",)
 
 
 def train(pipeline, world, replicas=1, mesh=None):
