@@ -262,3 +262,13 @@ def test_a_weight_used_twice_gets_both_gradients():
     twin(torch.relu(twin(x))).sum().backward()
     torch.testing.assert_close(twin.weight.grad, layer.weight.grad)
     torch.testing.assert_close(twin.bias.grad, layer.bias.grad)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    layer, x = nn.Linear(DIM, DIM), torch.randn(3, DIM, requires_grad=True)
+    expected = torch.autograd.grad(layer(x).tanh().sum(), x)[0]
+    defer(layer)
+    (found,) = torch.autograd.grad(layer(x).tanh().sum(), x, create_graph=True)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        found.sum().backward()
