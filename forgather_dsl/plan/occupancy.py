@@ -96,7 +96,7 @@ class Occupancy:
         message: int = 0,
         tied: int = 0,
     ) -> None:
-        walk = _walk(schedule, rank, lookahead(message))
+        walk = _walk(schedule, rank, lookahead(message), any(any(stages[own].leaving) for own in schedule.stages_of(rank)))
         self.states = walk.states
         """(counts before the action and with its messages there, its kind and stage) of every action."""
         self.held: dict[Any, Held] = {"message": Held(activations=message), "buffer": Held(buffers=message)}
@@ -118,15 +118,18 @@ class Occupancy:
 
 
 @lru_cache(maxsize=256)
-def _walk(schedule: Schedule, rank: int, ahead: int) -> _Walk:
-    return _Walk(schedule, rank, ahead)
+def _walk(schedule: Schedule, rank: int, ahead: int, leaving: bool) -> _Walk:
+    return _Walk(schedule, rank, ahead, leaving)
 
 
 class _Walk:
-    """The walk of one rank that posts `ahead` receives: `levels` are the different sums on the way, `end` the last."""
+    """The walk of one rank that posts `ahead` receives: `levels` are the different sums on the way, `end` the last. With
+    `leaving` a microbatch's last layers are still on the device after its F.
+    """
 
-    def __init__(self, schedule: Schedule, rank: int, ahead: int) -> None:
-        self.schedule, self.rank = schedule, rank
+    def __init__(self, schedule: Schedule, rank: int, ahead: int, leaving: bool) -> None:
+        self.schedule, self.rank, self.leaving = schedule, rank, leaving
+        self._leaves: set[int] = set()  # stages whose last action but W was F
         self._costs: dict[int, Any] = {}
         self.now = NOTHING
         self.states: set[tuple] = set()
@@ -181,6 +184,8 @@ class _Walk:
         self._reach(self._base().plus(extra))
         self.now = self.now.plus(after)
         self._count(kind, stage)
+        if self.leaving and kind != "W":
+            (self._leaves.add if kind == "F" else self._leaves.discard)(stage)
         for made in _makes(self.schedule, action):
             if kind == "F" or stage in self.schedule.shards:
                 continue
@@ -196,9 +201,12 @@ class _Walk:
         """
         kind, stage = action.kind, action.stage
         cost = self._cost(stage)
+        there = stage in self._leaves
+        absent = self.leaving and not there
         if kind == "F":
             kept = cost.kept.plus(MESSAGE, -1) if local else cost.kept
-            return cost.forward.plus(cost.lasting, first - 1), kept.plus(cost.lasting, first)
+            extra = cost.forward.plus(cost.lasting, first - 1).plus(cost.leaving, -there)
+            return extra, kept.plus(cost.lasting, first).plus(cost.leaving, absent)
         gradients = cost.gradients if first and kind != "I" else NOTHING
         if kind == "W":
             if first and ("early", stage) in self._begun:
@@ -209,8 +217,10 @@ class _Walk:
         kept = cost.kept.plus(MESSAGE, handed_in - handed_on)
         if kind == "I":
             early = cost.early if first and ("gradients", stage) not in self._begun else NOTHING
-            return cost.inputs.plus(early), cost.owed.plus(kept, -1).plus(early)
-        return cost.first_backward if first else cost.backward, gradients.plus(kept, -1)
+            after = cost.owed.plus(kept, -1).plus(early)
+            return cost.inputs.plus(early).plus(cost.leaving, absent), after.plus(cost.leaving, -there)
+        extra = (cost.first_backward if first else cost.backward).plus(cost.leaving, absent)
+        return extra, gradients.plus(kept, -1).plus(cost.leaving, -there)
 
     def _is_own(self, stage: int) -> bool:
         return self.schedule.rank_of(stage) == self.rank
@@ -219,7 +229,7 @@ class _Walk:
         posted = tuple(sorted((source, len(i.posted)) for source, i in self._incoming.items()))
         unanswered = tuple(sorted((target, len(at)) for target, at in self._unanswered.items() if at))
         alive = tuple(sorted((key, count) for key, count in self._alive.items() if count))
-        return posted, unanswered, alive, frozenset(self._begun)
+        return posted, unanswered, alive, frozenset(self._begun), frozenset(self._leaves)
 
     def _count(self, kind: str, stage: int) -> None:
         changes = {"F": {"F": 1}, "B": {"F": -1}, "I": {"F": -1, "I": 1}, "W": {"I": -1}}[kind]

@@ -37,11 +37,12 @@ class StageCost(NamedTuple):
     first_weights: Held  # of the first W
     early: Held = Held()  # those of the gradients that the first I makes already: of the head under a chunked loss
     host: Held = Held()  # in the memory of the host, from F to B or I
+    leaving: Held = Held()  # from F to the next I or B, and while those run: layers on their way to the host, or back
 
     @property
     def working(self) -> Held:
         """The most that F or B needs while it runs, beside what is kept from its start; I needs `inputs`."""
-        forward = self.forward.plus(self.kept, -1).plus(self.lasting, -1)
+        forward = self.forward.plus(self.kept, -1).plus(self.lasting, -1)  # with what is leaving
         return max(forward, self.backward, key=sum)
 
     @classmethod
@@ -143,9 +144,9 @@ class Walk:
         layers = [layer.size for layer in self.layers]
         parts = [*layers, *[self.size.embedding] * self.first, *[self.end] * self.last]
         copies = Held(weights=self.casts(parts), activations=self.tables)
-        copies = copies.plus(self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0)))
-        forward = self.forward(copies)
-        kept = self.now.plus(copies, -1)
+        leaving = self.numbers(WINDOW * max((layer.host for layer in self.layers), default=0))
+        forward = self.forward(copies.plus(leaving))
+        kept = self.now.plus(copies, -1).plus(leaving, -1)
         backward, inputs, first = (self.backward(*how) for how in ((False, False), (True, False), (False, True)))
         owed = Held()
         for _, held in self.owed():
@@ -155,7 +156,7 @@ class Walk:
         early = self.gradient_of(self.size.head) if self.chunk and self.stays(self.end) else Held()
         host = self.numbers(sum(layer.host for layer in self.layers))
         most = forward, backward, inputs, weights, first, first_weights
-        return StageCost(kept, owed, copies, gradients, *most, early, host)
+        return StageCost(kept, owed, copies, gradients, *most, early, host, leaving)
 
     def casts(self, parts: Sequence[PartSize]) -> int:
         """Bytes of copies of weights in the format of products."""
