@@ -5,7 +5,7 @@ PY = $(VENV)/bin/python
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -q --benchmark-skip -n $(WORKERS) --dist loadfile
 
-.PHONY: run test test-slow check bench golden docs gallery clean help
+.PHONY: run test test-slow test-all check bench golden docs gallery clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -14,10 +14,13 @@ run: $(VENV)/.installed  ## install and train experiments/first.py:First
 	$(PY) -m forgather_dsl run
 
 test: check  ## install and run the tests, after the linter and the type checker
-	$(PYTEST) -m "not slow" tests
+	$(PYTEST) -m "not slow and not exhaustive" tests
 
 test-slow: $(VENV)/.installed-dev  ## the slow tests
 	$(PYTEST) -m slow tests
+
+test-all: $(VENV)/.installed-dev  ## every page of docs/, and the matrices of which the others take a part: about an hour
+	$(PYTEST) -m exhaustive tests
 
 check: $(VENV)/.installed-dev  ## ruff and pyright alone
 	$(VENV)/bin/ruff check .

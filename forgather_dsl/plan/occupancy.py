@@ -96,7 +96,8 @@ class Occupancy:
         message: int = 0,
         tied: int = 0,
     ) -> None:
-        walk = _walk(schedule, rank, lookahead(message), any(any(stages[own].leaving) for own in schedule.stages_of(rank)))
+        leaving = any(any(stages[stage].leaving) for stage in schedule.stages_of(rank))
+        walk = _walk(schedule, rank, lookahead(message), leaving)
         self.states = walk.states
         """(counts before the action and with its messages there, its kind and stage) of every action."""
         self.held: dict[Any, Held] = {"message": Held(activations=message), "buffer": Held(buffers=message)}

@@ -194,9 +194,7 @@ class Walk:
         self.touch(self.numbers(layer.running))
         self.add(self.numbers(*layer.kept))
         self.touch(self.factors(layer.size, "F"))
-        self.touch(
-            self.numbers(2 * self.size.dim)
-        )  # the output of the last product, and the sum that the next one takes
+        self.touch(self.numbers(2 * self.size.dim))  # the last product's output, and the sum that the next one takes
 
     def owed(self) -> Iterator[tuple[PartSize, Held]]:
         """The parts in the order of a backward pass, and what each leaves from I to W."""

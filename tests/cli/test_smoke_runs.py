@@ -22,6 +22,7 @@ LARGE = (
     "PP4ZeroBubbleV",
     "PP4Auto",
 )
+IN_TIME = ("Llama31PP2", "PP4GPipe")
 
 
 def run_smoke(name, folder, *more):
@@ -47,7 +48,8 @@ def test_four_ranks_train_what_was_a_llama_of_seven_billion(tmp_path):
     assert config["model"]["dim"] == 64
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in IN_TIME else pytest.mark.exhaustive) for n in LARGE]
+)
 def test_every_large_model_of_the_gallery_trains(name, tmp_path):
     run_smoke(name, tmp_path)

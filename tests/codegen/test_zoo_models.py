@@ -63,7 +63,7 @@ def test_some_models_of_the_zoo_are_the_same_with_torch_alone(tmp_path: Path) ->
     assert not found, f"FORGATHER_ZOO_SEED={seed}\n" + "\n".join(found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_kind_of_model_is_the_same_with_torch_alone(tmp_path: Path) -> None:
     models = [*zoo.every_kind(0), *zoo.some(1, 108)]
     assert len(models) >= 300

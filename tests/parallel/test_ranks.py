@@ -88,7 +88,7 @@ def test_every_option_and_accumulation_took_its_turn(matrix):
     assert {name.split()[3] for name in matrix} == {"8x2", "9x1"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bits_of_all_combinations(tmp_path):
     cases = run("matrix.py", tmp_path, "--all", seconds=1200)
     assert len(cases) == len(SCHEDULES) * 3 * 4 * 2

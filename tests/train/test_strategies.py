@@ -45,7 +45,7 @@ def test_replicas_and_shards_learn_what_one_process_learns_and_hand_it_on(tmp_pa
     assert found == {"plain ddp2": [], "plain fsdp2": [], "moves plain": []}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_strategy_and_model_and_every_move(tmp_path):
     found = run(tmp_path, "--all", seconds=3000)
     assert len(found) == 5 * 11 + 3 + 1 + 2 + 4

@@ -61,7 +61,7 @@ def test_updates_in_the_backward_pass_and_on_the_host_are_those_at_the_end_of_th
     assert len(cases) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_under_every_kind_of_schedule_and_format(tmp_path: Path) -> None:
     cases = run(tmp_path, "--all", seconds=1200)
     assert cases == {name: [] for name in cases}
