@@ -11,7 +11,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,7 @@ def text(module: str) -> str:
     return ((PACKAGE.parent if module in CODEGEN else PACKAGE) / module).read_text()
 
 
+@functools.cache
 def tree(module: str) -> ast.Module:
     return ast.parse(text(module))
 
@@ -92,14 +93,6 @@ def imports(module: str) -> Iterator[tuple[str, bool]]:
     yield from visit(tree(module), True)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__.py"])
-def test_imports_point_up_the_list(module):
-    own = layer_of(module)
-    for layer, top in imports(module):
-        if layer != own and not (not top and (own, layer) in LATE_IMPORTS):
-            assert LAYERS[layer] < LAYERS[own], f"{module} ({own}) imports {layer}"
-
-
 def test_models_stand_alone():
     assert {layer for m in MODULES if layer_of(m) == "models" for layer, _ in imports(m)} <= {"models"}
 
@@ -141,26 +134,6 @@ def test_data_imports_no_torch():
         assert "torch" not in imported(module), module
 
 
-@pytest.mark.parametrize("module", EVERY)
-def test_every_module_says_what_it_is(module):
-    doc = ast.get_docstring(tree(module))
-    assert doc, f"{module} has no docstring"
-    assert len(doc.splitlines()) <= MOST_DOCSTRING_LINES, f"{module}: docstring of {len(doc.splitlines())} lines"
-
-
-@pytest.mark.parametrize("module", EVERY)
-def test_public_names_have_docstrings(module):
-    bare = []
-    for node in tree(module).body:
-        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)) or node.name.startswith("_"):
-            continue
-        if ast.get_docstring(node) is None:
-            bare.append(node.name)
-        if isinstance(node, ast.ClassDef):
-            bare += [f"{node.name}.{method.name}" for method in _public_methods(node) if not _explained(method, module)]
-    assert not bare, f"{module}: no docstring: {', '.join(bare)}"
-
-
 def _public_methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
     return [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
 
@@ -181,35 +154,73 @@ def _documented(layer: str) -> set[str]:
     return {method.name for node in classes for method in _public_methods(node) if ast.get_docstring(method)}
 
 
-@pytest.mark.parametrize("module", EVERY)
-def test_files_and_functions_are_short(module):
+def imports_point_up_the_list(module: str) -> Iterator[str]:
+    own = layer_of(module)
+    for layer, top in imports(module) if module != "__init__.py" and module in MODULES else ():
+        if layer != own and (top or (own, layer) not in LATE_IMPORTS) and LAYERS[layer] >= LAYERS[own]:
+            yield f"{own} imports {layer}"
+
+
+def says_what_it_is(module: str) -> Iterator[str]:
+    lines = (ast.get_docstring(tree(module)) or "").splitlines()
+    if not 1 <= len(lines) <= MOST_DOCSTRING_LINES:
+        yield f"docstring of {len(lines)} lines"
+
+
+def public_names_have_docstrings(module: str) -> Iterator[str]:
+    for node in tree(module).body:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)) or node.name.startswith("_"):
+            continue
+        if ast.get_docstring(node) is None:
+            yield f"{node.name} has no docstring"
+        if isinstance(node, ast.ClassDef):
+            bare = [method.name for method in _public_methods(node) if not _explained(method, module)]
+            yield from (f"{node.name}.{name} has no docstring" for name in bare)
+
+
+def file_and_functions_are_short(module: str) -> Iterator[str]:
     lines = len(text(module).splitlines())
-    assert lines <= MOST_LINES or module in LONG_FILES, f"{module} has {lines} lines"
+    if lines > MOST_LINES and module not in LONG_FILES:
+        yield f"{lines} lines"
     for node in ast.walk(tree(module)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= MOST_FUNCTION_LINES or f"{module}:{node.name}" in LONG_FUNCTIONS, (
-                f"{node.name}: {length} lines"
-            )
+            if length > MOST_FUNCTION_LINES and f"{module}:{node.name}" not in LONG_FUNCTIONS:
+                yield f"{node.name}: {length} lines"
+
+
+def names_say_something(module: str) -> Iterator[str]:
+    names = [Path(module).stem, *Path(module).parent.parts]
+    names += [n.name for n in ast.walk(tree(module)) if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+    yield from (f"the name {name}" for name in names if FORBIDDEN.search(name))
+
+
+def annotations_are_not_evaluated(module: str) -> Iterator[str]:
+    first = [node for node in tree(module).body if isinstance(node, ast.ImportFrom)][:1]
+    if not module.endswith("__init__.py") and [node.module for node in first] != ["__future__"]:
+        yield "does not begin with from __future__ import annotations"
+
+
+RULES = (
+    imports_point_up_the_list,
+    says_what_it_is,
+    public_names_have_docstrings,
+    file_and_functions_are_short,
+    names_say_something,
+    annotations_are_not_evaluated,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_module_keeps_the_rules(rule: Callable[[str], Iterator[str]]) -> None:
+    broken = [f"{module}: {problem}" for module in EVERY for problem in rule(module)]
+    assert not broken, "\n".join(broken)
 
 
 def test_exceptions_are_still_needed():
     assert set(LONG_FILES) <= {m for m in EVERY if len(text(m).splitlines()) > MOST_LINES}
     late = {(layer_of(m), layer) for m in MODULES for layer, top in imports(m) if not top}
     assert set(LATE_IMPORTS) <= late
-
-
-@pytest.mark.parametrize("module", EVERY)
-def test_names_say_something(module):
-    names = [Path(module).stem, *Path(module).parent.parts]
-    names += [n.name for n in ast.walk(tree(module)) if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
-    assert not [name for name in names if FORBIDDEN.search(name)]
-
-
-@pytest.mark.parametrize("module", [m for m in EVERY if not m.endswith("__init__.py")])
-def test_annotations_are_not_evaluated(module):
-    first = [node for node in tree(module).body if isinstance(node, ast.ImportFrom)][:1]
-    assert [node.module for node in first] == ["__future__"], module
 
 
 def concrete_specs() -> list[type]:
