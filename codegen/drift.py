@@ -143,7 +143,7 @@ def _functions(module: Module) -> list[tuple[str, Any]]:
             item = item.fget if isinstance(item, property) and item.fget else item
             inner = inspect.unwrap(item) if inspect.isfunction(item) else None
             if (
-                inner is not None
+                inspect.isfunction(inner)  # compiled code may wrap what is none
                 and inner.__code__.co_filename == module.file
                 and "__generated" not in inner.__code__.co_filename
             ):

@@ -22,7 +22,7 @@ LARGE = (
     "PP4ZeroBubbleV",
     "PP4Auto",
 )
-IN_TIME = ("Llama31PP2", "PP4GPipe")
+IN_TIME = ("Llama31PP2",)
 
 
 def run_smoke(name, folder, *more):

@@ -195,7 +195,7 @@ def test_of_few_conversations_some_are_held_out(count: int, held: int, tmp_path:
     assert [len(side) for side in sides] == [count - held, held]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_library_asks_about_itself() -> None:
     source = StdlibChat(**{**COMMON, "template": "plain", "held_out": 0.05, "split": "train"})
     source.check()

@@ -11,7 +11,6 @@ from doc_walk import _compare, walk
 WALKED = [page for page in PAGES if any(not s.needs for s in steps(page.read_text(encoding="utf-8")))]
 
 SLOW = (
-    "README.md",
     "docs/AGENTS.md",
     "docs/codegen.md",
     "docs/explanation/language.md",

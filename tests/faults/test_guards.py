@@ -125,7 +125,7 @@ def test_a_step_that_is_not_finite_is_skipped_everywhere_and_a_spike_is_gone_bac
     assert goes_back_twice(tmp_path / "jump-validated") == goes_back_twice(tmp_path / "jump-one")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_under_every_precision_and_loop_and_after_a_kill(tmp_path: Path) -> None:
     found = run(tmp_path, "--all")
     for name in FIRST:

@@ -31,7 +31,7 @@ def test_losses_weights_and_optimizer_are_those_of_the_uninterrupted_run(tmp_pat
     assert (len(found["cases"]), found["hops"]) == (2, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_from_any_number_of_stages_and_schedule_into_any_other(tmp_path: Path) -> None:
     found = run(tmp_path, "--all", seconds=900)
     assert found["cases"] == {name: [] for name in found["cases"]}

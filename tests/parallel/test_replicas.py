@@ -22,7 +22,7 @@ def test_replicas_learn_what_one_process_learns(found):
     right(found, "plain")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_replicas_of_every_kind_of_model(tmp_path):
     found = run("replica_ranks.py", tmp_path, "--all", seconds=900)
     for topic in ("plain", "all", "llama"):

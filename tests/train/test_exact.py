@@ -161,7 +161,7 @@ def off_by(experiment: Experiment, layout: Layout | None = None) -> dict[int, fl
 @pytest.mark.parametrize(
     ("name", "recompute"),
     [
-        pytest.param(name, how, marks=[] if (number + turn) % 4 == 0 else [pytest.mark.slow])
+        pytest.param(name, how, marks=[] if (number + turn) % 4 == 0 else [pytest.mark.exhaustive])
         for number, name in enumerate(SCHEDULES)
         for turn, how in enumerate(RECOMPUTE)
         if how in ("none", "full") or name in BETWEEN

@@ -43,7 +43,7 @@ def test_losses_norms_weights_and_optimizer_are_those_of_agreeing_first_whether_
     assert {True, False} <= {undid for rank in infinite for undid in rank}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_same_for_more_schedules_precisions_and_limits(tmp_path: Path) -> None:
     cases = run(tmp_path, "--all", seconds=900)
     assert {name: case["wrong"] for name, case in cases.items()} == {name: [] for name in cases}

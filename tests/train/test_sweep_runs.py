@@ -15,7 +15,7 @@ from small_runs import losses, weights
 
 from forgather_dsl import Sweep, Trainer, UserError, replace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 def test_members_are_the_runs_that_the_trainer_makes(small: Any, tmp_path: Path) -> None:
