@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import broken_graph
+import pytest
 import torch
 
 import codegen
@@ -16,4 +17,16 @@ def test_a_model_that_was_compiled_before_is_traced_to_the_same_text():
     assert any(name.startswith("__resume_at_") for name in vars(broken_graph)) or any(
         name.startswith("torch_dynamo_resume_in_") for name in vars(broken_graph)
     )
+    assert codegen.trace(broken_graph.Broken(4)).text == before.text
+
+
+def test_a_function_around_compiled_code_is_passed_over(monkeypatch: pytest.MonkeyPatch):
+    """inductor leaves functions whose `__wrapped__` is an object of its own that has no code."""
+    before = codegen.trace(broken_graph.Broken(4))
+
+    def around() -> None:
+        raise AssertionError("nobody calls it")
+
+    around.__wrapped__ = object()  # type: ignore[attr-defined]
+    monkeypatch.setattr(broken_graph, "around", around, raising=False)
     assert codegen.trace(broken_graph.Broken(4)).text == before.text
