@@ -326,7 +326,7 @@ def test_a_good_one_would_start(
 SEVERAL = ["three at once", "a schedule that deadlocks", "a --resume of nothing", "an --out that is a file", "text of another encoding"]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", BAD)
 def test_a_process_of_its_own_says_so_without_torch_in_two_seconds(name: str, place: Path, tmp_path: Path) -> None:
     refused_by_a_process(name, place, tmp_path)
