@@ -5,7 +5,7 @@ PY = $(VENV)/bin/python
 WORKERS ?= 2
 PYTEST = $(PY) -m pytest -q --benchmark-skip -n $(WORKERS) --dist loadfile
 
-.PHONY: run test test-slow test-all check bench golden docs gallery clean help
+.PHONY: run test test-slow test-exhaustive check bench golden docs gallery clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -19,7 +19,7 @@ test: check  ## install and run the tests, after the linter and the type checker
 test-slow: $(VENV)/.installed-dev  ## the slow tests
 	$(PYTEST) -m slow tests
 
-test-all: $(VENV)/.installed-dev  ## every page of docs/, and the matrices of which the others take a part: about an hour
+test-exhaustive: $(VENV)/.installed-dev  ## every page of docs/, and the matrices of which the others take a part
 	$(PYTEST) -m exhaustive tests
 
 check: $(VENV)/.installed-dev  ## ruff and pyright alone

@@ -226,20 +226,23 @@ def test_the_plan_is_within_three_percent_with_a_chunked_loss(name):
     [
         ("zb-h1", NoRecompute(offload=True)),
         ("zb-v", NoRecompute(offload=True)),
+        ("interleaved", NoRecompute(offload=True)),
+        ("zb-h2", NormsAndActivation(offload=True)),
         ("1f1b", NormsAndActivation(offload=True)),
         ("1f1b", FullRecompute(mlp_tiles=4)),
         ("zb-h1", KeepAttention(offload=True, mlp_tiles=4)),
     ],
 )
 def test_the_plan_with_offload_and_tiles(name, recompute):
-    """Within 3 %, but up to 10 % too high where layers whole come back for a split backward; to the byte of what waits on the host."""
+    """What waits on the host to the byte, the rest within 3 %, but up to 10 % too high under other schedules than 1F1B where most of a layer travels to the host."""
     experiment = Narrow(recompute=recompute, optimizer=Muon(), seq_len=2048)
     experiment = replace(experiment, model=replace(experiment.model, num_layers=4))
     layout = laid_out(experiment, name, 2)
     planned = estimate(experiment, on_gpu=True, layout=layout).ranks
     found = exact(experiment, layout, on_gpu=True)
     off = [(plan.total - plan.overhead) / real.total - 1 for plan, real in zip(planned, found)]
-    most = 0.1 if isinstance(recompute, NoRecompute) and name.startswith("zb") else WITHIN
+    above = isinstance(recompute, (NoRecompute, NormsAndActivation)) and name != "1f1b"
+    most = 0.1 if above else WITHIN
     assert [share for share in off if not -WITHIN <= share <= most] == []
     assert [real.host for real in found] == [plan.host for plan in planned]
 
