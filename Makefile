@@ -17,7 +17,7 @@ test: check  ## install and run the tests, after the linter and the type checker
 	$(PYTEST) -m "not slow and not exhaustive" tests
 
 test-slow: $(VENV)/.installed-dev  ## the slow tests
-	$(PYTEST) -m slow tests
+	$(PYTEST) -m "slow and not exhaustive" tests
 
 test-exhaustive: $(VENV)/.installed-dev  ## every page of docs/, and the matrices of which the others take a part
 	$(PYTEST) -m exhaustive tests

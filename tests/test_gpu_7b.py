@@ -35,7 +35,7 @@ def test_without_a_gpu_nothing_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_part_runs_small_and_is_not_run_again(tmp_path: Path) -> None:
     out = ("--small", "--out", str(tmp_path))
     done = check(*out, "--parts", "b", "--seconds", "0")

@@ -137,8 +137,9 @@ def exact(
     found, size = [], model_size(experiment.model, experiment.seq_len)
     message = message_bytes(experiment, size, State(experiment, on_gpu))
     for rank in ranks if ranks is not None else range(whole.schedule.num_ranks):
-        states = _states(whole, rank, message)
-        same = (pair for pair in shorter if _states(pair[1], rank, message) == states)
+        leaving = experiment.recompute.offload
+        states = _states(whole, rank, message, leaving)
+        same = (pair for pair in shorter if _states(pair[1], rank, message, leaving) == states)
         found.append(run_rank(*next(same, (experiment, whole)), rank, on_gpu=on_gpu, fake=True))
         if progress is not None:
             progress(found[-1])
@@ -157,8 +158,8 @@ def _shorter(experiment: Experiment, layout: Layout) -> Iterator[tuple[Experimen
                 yield fewer, candidate
 
 
-def _states(layout: Layout, rank: int, message: int) -> set[tuple]:
-    nothing = StageCost(*[Held()] * len(StageCost._fields))
+def _states(layout: Layout, rank: int, message: int, leaving: bool) -> set[tuple]:
+    nothing = StageCost(*[Held()] * len(StageCost._fields))._replace(leaving=Held(activations=leaving))
     return Occupancy(layout.schedule, rank, [nothing] * layout.schedule.num_stages, message).states
 
 

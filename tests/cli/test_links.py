@@ -43,6 +43,7 @@ def test_two_ranks_measure_one_another_and_the_plan_takes_it(cli, project):
         assert "measure where it runs" in refused.err
 
 
+@pytest.mark.exhaustive
 def test_ranks_of_torchrun_measure_as_the_ranks_they_are(tmp_path):
     program = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "forgather_dsl"]
     command = [sys.executable, *program, "doctor", "--links", "--json"]

@@ -22,7 +22,6 @@ LARGE = (
     "PP4ZeroBubbleV",
     "PP4Auto",
 )
-IN_TIME = ("Llama31PP2",)
 
 
 def run_smoke(name, folder, *more):
@@ -48,8 +47,7 @@ def test_four_ranks_train_what_was_a_llama_of_seven_billion(tmp_path):
     assert config["model"]["dim"] == 64
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in IN_TIME else pytest.mark.exhaustive) for n in LARGE]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", LARGE)
 def test_every_large_model_of_the_gallery_trains(name, tmp_path):
     run_smoke(name, tmp_path)

@@ -19,6 +19,8 @@ from torch import nn
 from codegen import Check, CodegenError, Report, Source, trace, verify_many
 from codegen.inputs import described
 
+pytestmark = pytest.mark.slow
+
 CASES = read()
 
 
@@ -124,7 +126,7 @@ def test_what_comes_out_is_clean(outcomes: dict[str, Outcome], tmp_path: Path):
     assert findings  # of the sources: it did run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_output_is_its_own_output(outcomes: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Traced again from the emitted file, the text is the same."""
     monkeypatch.syspath_prepend(tmp_path)

@@ -55,7 +55,7 @@ def test_emitted_files_please_the_linter_the_formatter_and_the_type_checker() ->
         assert not done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_order_of_hashes_gives_the_same_text() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,15 +50,13 @@ def test_stdlib_is_the_library_without_tests_and_installed_packages():
     assert f"{len(files)} files" in str(source)
 
 
-def test_stdlib_identity_takes_less_than_50_ms():
+def test_the_identity_of_the_stdlib_opens_no_file(monkeypatch):
     source = Stdlib(split="train", held_out=0.05)
-    source.identity()
-    times = []
-    for _ in range(3):
-        start = time.process_time()  # not the clock on the wall: other work on this machine is not meant
-        json.dumps(source.identity())
-        times.append(time.process_time() - start)
-    assert min(times) < 0.05
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda *a, **k: pytest.fail("a file was opened"))
+        identity = source.identity()
+    assert len(identity["files"]) > 300
+    json.dumps(identity)
 
 
 def test_a_python_without_library_source_falls_back_to_torch_and_says_so(monkeypatch, tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,6 @@ import pytest
 import forgather_dsl
 from forgather_dsl.cli.app import run_command
 
-MOST_SECONDS = 2.0
 FILE = """
 from forgather_dsl import *
 from m2 import nothing
@@ -266,9 +264,7 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
     monkeypatch.setenv("FORGATHER_CACHE", str(tmp_path))
     monkeypatch.setattr("forgather_dsl.train.trainer.launch", lambda *a, **k: pytest.fail("ranks were started"))
     before = listing(place)
-    began = time.monotonic()
     code = run_command(command_of(bad))
-    took = time.monotonic() - began
     out, err = capsys.readouterr()
     assert (code, out) == (bad.code, ""), err
     assert err.startswith("error: ")
@@ -278,7 +274,6 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
         assert any(option in err for option in text.split("|")), err
     if bad.target not in ("Base", "NoSize") and not bad.settings and not bad.more and bad.code == 2:
         assert "m.py:" in err
-    assert took < MOST_SECONDS
     assert listing(place) == before
     torch_stays_out()
 
@@ -339,13 +334,13 @@ def test_a_process_of_its_own_says_so_without_torch(name: str, place: Path, tmp_
 
 def refused_by_a_process(name: str, place: Path, tmp_path: Path) -> None:
     code = (
-        "import os, subprocess, sys\n"
+        "import sys\n"
         "def no(*a, **k): raise AssertionError('a process was started')\n"
         "from forgather_dsl.cli.app import run_command\n"
         "import forgather_dsl.train.trainer as trainer\n"
         "trainer.launch = no\n"
         "code = run_command(sys.argv[1:])\n"
-        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules], os.times().user + os.times().system)\n"
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])\n"
         "sys.exit(code)"
     )
     environment = {
@@ -356,8 +351,6 @@ def refused_by_a_process(name: str, place: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", code, *command_of(BAD[name])]
     done = subprocess.run(arguments, cwd=place, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == BAD[name].code, done.stderr
-    modules, _, seconds = done.stdout.strip().rpartition(" ")
-    assert modules == "[]"
-    assert float(seconds) < MOST_SECONDS  # of this process's own time: the machine may be busy with others
+    assert done.stdout.strip() == "[]"
     for text in BAD[name].said:
         assert any(option in done.stderr for option in text.split("|")), done.stderr

@@ -121,7 +121,9 @@ def test_a_finished_run_and_one_that_failed_say_so(small: Any, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "step"), [(0, 1), (1, 3), (2, 6)])
+@pytest.mark.parametrize(
+    ("rank", "step"), [(1, 3), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in ((0, 1), (2, 6)))]
+)
 def test_a_rank_that_dies_ends_the_run_in_two_seconds(place: Path, rank: int, step: int) -> None:
     with run("Dying", place, FAULT_RANK=str(rank), FAULT_STEP=str(step)) as r:
         r.until((place / "died").exists)
@@ -184,7 +186,7 @@ def test_a_terminated_launcher_saves_and_the_run_goes_on_from_there(place: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_an_interrupt_while_ranks_start_ends_them_without_a_word_too_many(place: Path, number: int) -> None:
     with run("Two", place) as r:
         r.until(lambda: len(r.ranks()) == 2)
@@ -227,7 +229,7 @@ def test_an_endless_loop_is_found_and_its_line_written_down(place: Path) -> None
         assert f'exp.py", line {line}' in stack or f'exp.py", line {line + 1}' in stack
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_agent_of_torchrun_takes_its_ranks_along(place: Path) -> None:
     with torchrun("Two", place, "--standalone") as r:
         r.until_step(2)
@@ -284,7 +286,7 @@ def test_on_two_hosts_a_dead_rank_ends_both_agents_in_ten_seconds(place: Path) -
 
 @root
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["cut", "power"])
+@pytest.mark.parametrize("fault", ["cut", pytest.param("power", marks=pytest.mark.exhaustive)])
 def test_two_hosts_that_lose_each_other_both_end(place: Path, fault: str) -> None:
     with TwoHosts() as hosts:
         agents = hosts.start("WatchedTwo", place)

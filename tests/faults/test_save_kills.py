@@ -127,7 +127,7 @@ def test_killed_at_random_moments_a_run_loses_at_most_one_interval(
     assert "damaged" not in capsys.readouterr().err  # nothing half written ever has a checkpoint's name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_hundred_kills_leave_two_hundred_whole_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

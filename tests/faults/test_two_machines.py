@@ -75,7 +75,7 @@ def test_two_machines_train_and_resume_as_one(place: Path) -> None:
     assert len(losses(place / "two")) == 6
 
 
-@pytest.mark.parametrize("differs", ["run", "corpus"])
+@pytest.mark.parametrize("differs", [pytest.param("run", marks=pytest.mark.exhaustive), "corpus"])
 def test_machines_that_share_too_little_are_refused(place: Path, differs: str) -> None:
     (place / "run").mkdir()
     (place / "cache1").mkdir()

@@ -270,6 +270,7 @@ print(done.bytes, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux tells the peak of a moment")
 def test_one_tensor_is_in_memory_at_a_time_on_the_way_out(tmp_path: Path, corpus: Path) -> None:
     for name, sizes in {

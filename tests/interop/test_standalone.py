@@ -99,7 +99,9 @@ def test_a_large_model_is_proven_by_a_twin_with_the_same_code(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["QwenPP4", "PP4OneFOneB", "MistralPP4"])
+@pytest.mark.parametrize(
+    "name", ["QwenPP4", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("PP4OneFOneB", "MistralPP4"))]
+)
 def test_a_twin_has_the_code_of_its_model(name: str) -> None:
     model = load(f"{ROOT}/experiments/llama7b.py:{name}")().model
     twin: Any = twin_of(model)
@@ -174,7 +176,7 @@ def logits_of_checkpoint(run: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("with_models")
-@pytest.mark.parametrize("name", ["Tied", pytest.param("TiedPP2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["Tied", pytest.param("TiedPP2", marks=pytest.mark.exhaustive)])
 def test_a_finished_run_leaves_its_model(
     name: str, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

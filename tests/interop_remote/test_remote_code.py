@@ -46,6 +46,8 @@ MUTANTS = {  # (file, what stands there, what is written instead): the check tha
     "an argument is passed over": ("inputs", "if unknown:", "if False:", "check_refusals"),
 }
 
+SOME_MUTANTS = ("the mask is passed over", "the cache starts at 0")  # tried in the slow tests
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,6 +87,7 @@ def older(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS)
 def test_here(check: str, here: dict[str, str]) -> None:
     assert not here[check], f"transformers {here['version']}:\n{here[check]}"
@@ -96,7 +99,9 @@ def test_older(check: str, older: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(m, marks=[] if m in SOME_MUTANTS else [pytest.mark.exhaustive]) for m in MUTANTS]
+)
 def test_a_fault_in_the_files_is_seen(mutant: str, folders: Path, tmp_path: Path) -> None:
     part, old, new, check = MUTANTS[mutant]
     shutil.copytree(folders, tmp_path / "folders")

@@ -25,7 +25,8 @@ from forgather_dsl.plan.costs import uniform
 from forgather_dsl.plan.partition import split
 from forgather_dsl.train.gradients import clip, sum_of_squares
 
-LAYERS, STEPS, CLIP = 8, 5, 0.5
+EVERYTHING = "--all" in sys.argv
+LAYERS, STEPS, CLIP = 8, 5 if EVERYTHING else 3, 0.5
 
 
 def searched(ranks, microbatches, chunks):
@@ -55,7 +56,6 @@ MODELS = {
     "tied+recompute": {"tied": True, "recompute": "full", "dropout": 0.1},
 }
 ACCUMULATIONS = ((8, 2), (9, 1))  # microbatches, sequences in each
-EVERYTHING = "--all" in sys.argv
 
 
 def build(options, schedule, group):
@@ -84,7 +84,7 @@ def norm_of(pipeline, parameters):
 
 
 def train(pipeline, sequences):
-    """What five steps, and evaluation and generation between them, come to on this rank."""
+    """What the steps, and evaluation and generation between them, come to on this rank."""
     tokens, targets, documents = batch(sequences=sequences, seq=8)
     parameters = dict(pipeline.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.01) if parameters else None
@@ -98,7 +98,7 @@ def train(pipeline, sequences):
         clip(list(parameters.values()), said["norms"][-1], CLIP)
         if optimizer:
             optimizer.step()
-        if step in (0, 3):
+        if step in (0, STEPS - 2):
             held_out = batch(sequences=5, seq=8, seed=3)
             said["evaluation"].append(pipeline.forward_only(*held_out, loss_sum, microbatch_size=2))
             second = lambda logits: int(logits.topk(2).indices[1])  # noqa: E731

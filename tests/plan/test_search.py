@@ -105,7 +105,7 @@ def problems(draw):
 
 
 @given(problems())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_orders_are_valid_within_their_bytes_and_no_worse_than_the_drawn_ones(problem):
     costs, placement, microbatches = problem
     seeds = list(drawn(placement, microbatches))
@@ -129,7 +129,7 @@ def test_a_rank_too_small_for_one_microbatch_gets_an_order_that_says_so():
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 2), st.integers(1, 5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_memory_cap_counts_live_microbatches_of_a_rank(ranks, microbatches, chunks, cap):
     costs = of_rank(ranks, chunks, (1, 1.3, 0.6), RECOMPUTING, INF, 0.1)
     schedule = zero_bubble(ranks, microbatches, costs, chunks, cap, None)

@@ -43,7 +43,9 @@ def large(name):
     return load(f"{GALLERY / 'llama7b.py'}:{name}")()
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith("Auto") else []) for name in LARGE]
+)
 def test_what_makes_the_run_stays(name):
     before = large(name)
     after, _ = smoke(before)

@@ -148,6 +148,7 @@ def test_layers_are_cut_evenly_under_a_spread_head_and_it_survives_the_plan_file
     assert from_dict(to_dict(layout)) == layout
 
 
+@pytest.mark.slow
 def test_a_searched_order_is_no_worse_spread_than_a_drawn_one():
     searched, drawn = (predicted(patched(schedule=s, spread_head=True)) for s in (ZeroBubble(), ZeroBubbleH1()))
     assert searched <= drawn * 1.001

@@ -112,7 +112,7 @@ def test_nothing_fits_is_refused_with_every_row_and_a_way_out(tmp_path):
     assert told.rstrip().endswith("fits")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_trains_and_goes_on_with_what_it_became(tmp_path):
     (tmp_path / "mine.py").write_text(EXPERIMENT)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -86,6 +86,7 @@ def test_the_rank_that_fails_says_where_and_the_others_are_quiet(
     assert f"{tmp_path / 'parts.py'}:{line}: " in said[0]
 
 
+@pytest.mark.slow
 def test_when_a_rank_dies_one_survivor_says_whom_it_waited_for_and_the_launcher_who_died(
     corpus: Path, tmp_path: Path
 ) -> None:

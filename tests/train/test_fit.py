@@ -150,8 +150,12 @@ def _flip(tensors: Path) -> None:
     ("harm", "said"),
     [
         (_flip, "does not match its hash"),
-        (lambda tensors: os.truncate(tensors, tensors.stat().st_size // 2), "rank-0.safetensors has "),
-        (lambda tensors: tensors.unlink(), "No such file"),
+        pytest.param(
+            lambda tensors: os.truncate(tensors, tensors.stat().st_size // 2),
+            "rank-0.safetensors has ",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda tensors: tensors.unlink(), "No such file", marks=pytest.mark.slow),
         (lambda tensors: (tensors.parent / "manifest.json").unlink(), "No such file"),
     ],
     ids=["flipped", "truncated", "no tensors", "no manifest"],
@@ -277,6 +281,7 @@ def test_ctrl_c_saves_and_exits_with_130(experiments: Path, tmp_path: Path) -> N
     assert checkpoint.problem(str(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])) is None
 
 
+@pytest.mark.slow
 def test_a_script_trains_its_own_class_on_one_and_on_two_stages(corpus: Path, tmp_path: Path) -> None:
     script = f"""
         from forgather_dsl import *

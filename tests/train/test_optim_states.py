@@ -101,7 +101,11 @@ class Wide(Trained):
 SIZED = [*KINDS, Muon(nesterov=False), replace(KINDS[6], nesterov=False)]
 
 
-@pytest.mark.parametrize("number", range(len(SIZED)), ids=lambda number: repr(SIZED[number]))
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(len(SIZED))],
+    ids=lambda number: repr(SIZED[number]),
+)
 def test_a_step_makes_what_the_plan_says_and_a_chunk_bounds_it(number):
     """On fake tensors, as on a GPU: state and what a step makes for itself, within 3 %; one rounding each, all in turn."""
     optimizer = SIZED[number]

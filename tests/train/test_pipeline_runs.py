@@ -52,6 +52,7 @@ def test_a_pipeline_reports_its_bubble_and_the_memory_of_each_rank(two_stages: P
         assert len(record["peak_memory_bytes"]) == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_stages_goes_on_with_one_or_with_four(small: Any, single: Path, tmp_path: Path) -> None:
     """Steps 1 to 3 on two stages, then a cut, then another number of stages: the losses of an uninterrupted run."""
     out = tmp_path / "one"
@@ -66,7 +67,7 @@ def test_a_checkpoint_of_two_stages_goes_on_with_one_or_with_four(small: Any, si
     assert losses(tmp_path / "four") == losses(single)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_stages_with_split_backward_are_the_same_too(small: Any, single: Path, tmp_path: Path) -> None:
     Trainer(small.HardPP4(), out=str(tmp_path / "run")).fit()
     assert losses(tmp_path / "run") == losses(single)

@@ -30,7 +30,7 @@ def run(folder: Path, *options: str, seconds: int = 900) -> dict[str, Any]:
     return result["cases"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_losses_norms_weights_and_optimizer_are_those_of_agreeing_first_whether_guesses_hold_or_not(
     tmp_path: Path,
 ) -> None:

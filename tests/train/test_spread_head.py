@@ -52,6 +52,7 @@ def cut_off(small: Any, vocab: Any, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+@pytest.mark.slow
 def test_ranks_save_their_rows_of_weight_and_optimizer_state(cut_off: Path) -> None:
     shapes = []
     for rank in range(2):
@@ -60,6 +61,7 @@ def test_ranks_save_their_rows_of_weight_and_optimizer_state(cut_off: Path) -> N
     assert shapes == [[[129, 32], [129, 32], [], [129, 32]], [[128, 32], [128, 32], [], [128, 32]]]
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_as_one_process(vocab: Any, single: Path, cut_off: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(cut_off, out)
@@ -71,7 +73,7 @@ def test_two_ranks_go_on_as_one_process(vocab: Any, single: Path, cut_off: Path,
         assert float((final[name] - expected).abs().max()) <= BOUND * float(expected.abs().max()), name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_ranks_go_on_as_four(small: Any, vocab: Any, single: Path, cut_off: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(cut_off, out)
