@@ -83,6 +83,7 @@ def test_plan_imports_nothing_heavy():
     assert json.loads(done.stdout)["fits"]
 
 
+@pytest.mark.slow
 def test_plan_runs_the_real_code_beside_the_formulas(cli):
     target = f"{ROOT}/experiments/first.py:FirstPP2"
     found = cli("plan", target, "--gpus", "2x24GB", "--exact", "--json").json

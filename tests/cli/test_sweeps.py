@@ -159,6 +159,7 @@ def test_one_fails_the_others_finish_and_the_same_command_goes_on(cli: Any, lab:
     assert environment("runs/ends", index("runs/ends")["members"][0])["pid"] == pid
 
 
+@pytest.mark.slow
 def test_seeds_and_a_grid_of_any_target(cli: Any, lab: str, pretend: None) -> None:
     done = cli("run", f"{lab}:Base", "--seeds", "2", "--sweep", "optimizer.lr=1e-3,2e-3", "--sweep", "batch_size=4,8")
     assert done.code == 0, done.err

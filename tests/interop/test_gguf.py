@@ -221,6 +221,7 @@ def test_another_tokenizer_is_refused_with_the_command_that_can(tmp_path: Path, 
     assert left(tmp_path) == ["run"]
 
 
+@pytest.mark.slow
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, corpus: Path) -> None:
     make_run(tmp_path / "run", MODELS["llama"], corpus, random_weights(MODELS["llama"]))
     code = (

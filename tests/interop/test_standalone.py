@@ -88,6 +88,7 @@ def test_a_file_that_is_another_model_is_not_written(
     assert not (tmp_path / "model.py").exists()
 
 
+@pytest.mark.slow
 def test_a_large_model_is_proven_by_a_twin_with_the_same_code(tmp_path: Path) -> None:
     experiment = load(f"{ROOT}/experiments/llama7b.py:Llama31PP2")()
     lines = write_text(experiment, str(tmp_path))

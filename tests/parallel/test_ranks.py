@@ -43,6 +43,7 @@ def found(tmp_path_factory):
     return run("ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "topic", ["bf16", "all", "frozen", "llama", "cheap", "attention", "torch", "leftovers", "alive", "bubble"]
 )
@@ -52,6 +53,7 @@ def test_kinds_of_models_and_torchs_engine(found, topic):
     assert {name: wrong for name, wrong in cases.items() if wrong} == {}
 
 
+@pytest.mark.slow
 def test_each_kind_of_model_ran_on_two_ranks_on_four_and_in_a_v(found):
     for model in ("bf16", "all", "frozen", "llama"):
         assert {f"{model} 1F1B 2", f"{model} ZeroBubble 4", f"{model} V 2", f"{model} use 2"} <= found.keys()

@@ -69,11 +69,12 @@ def run(corpus: Path, folder: Path, how: str) -> tuple[int, list[str]]:
     return done.returncode, said.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "action", "error", "source"),
     [
         ("forward", "1F2", "RuntimeError", "x = x @ torch.ones(3, 3)"),
-        pytest.param("backward", "1I2", "ValueError", "a gradient nobody wants", marks=pytest.mark.slow),
+        ("backward", "1I2", "ValueError", "a gradient nobody wants"),
     ],
 )
 def test_the_rank_that_fails_says_where_and_the_others_are_quiet(

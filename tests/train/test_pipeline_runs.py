@@ -89,6 +89,7 @@ def test_two_ranks_with_two_stages_each_in_a_v_learn_the_same(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_component_of_the_users_own_reaches_the_ranks(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text(
         textwrap.dedent("""
