@@ -20,7 +20,6 @@ from .memory import Held, State
 from .occupancy import Occupancy, peak_of
 from .resident import message_bytes, overhead, resident
 from .shard_cost import shard_cost
-from .sizes import model_size
 from .stage_cost import StageCost
 
 __all__ = ["Estimate", "RankMemory", "Site", "estimate", "most_ranks_per_gpu"]
@@ -68,8 +67,8 @@ def estimate(experiment: Experiment, *, on_gpu: bool, layout: Layout | None = No
 
     On a CPU mixed precision is fp32, and a rank costs a process of Python instead of a CUDA context.
     """
-    size = model_size(experiment.model, experiment.seq_len)
     state = State(experiment, on_gpu)
+    size = state.size_of(experiment)
     layout = lay_out(experiment) if layout is None else layout
     schedule, ranges, policies = layout.schedule, layout.layers, layout.policies(experiment)
     stages = each_stage(experiment, size, ranges, state, policies)

@@ -36,6 +36,10 @@ def require_fit(experiment: Experiment) -> None:
     advice += _sharing(found, site)
     if not advice:
         advice = ["a smaller model (dim, num_layers, vocab_size) or a shorter seq_len would take less"]
+    if not site.cards and experiment.hardware != "auto":
+        advice.append(
+            "to try all of it here with a small model, stages and schedule as they are: the same with --smoke"
+        )
     raise UserError("\n".join([_problem(experiment, found, site), *advice]), exit_code=3)
 
 

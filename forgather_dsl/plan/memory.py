@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..specs import BF16, FP8, SGD, Adafactor, AdamW, BF16Mixed, Experiment, InBackward, Lion, Muon, OnHost
 from ..specs.experiment import num_microbatches
-from .sizes import PartSize
+from .sizes import Copied, ModelSize, PartSize, model_size
 
 __all__ = ["Held", "State", "passes"]
 
@@ -57,6 +57,15 @@ class State:
         if not self.known:
             name = type(optimizer).__name__
             self.left_out = (f"{name} (counted as two fp32 numbers per parameter, as AdamW)",)
+
+    def size_of(self, experiment: Experiment) -> ModelSize:
+        """Sizes of the parts. On a GPU heads share keys and values without copies in flash attention alone: numbers of two
+        bytes, no mask, at most 256 of a head (models/attention.py).
+        """
+        copied: Copied = "in windows" if self.on_gpu else "never"
+        if self.on_gpu and (experiment.isolate_documents or self.number_bytes == 4 or _head(experiment) > 256):
+            copied = "always"
+        return model_size(experiment.model, experiment.seq_len, copied)
 
     def _made(self, experiment: Experiment) -> float:
         """Numbers that an update makes for each of a chunk, beside copies: a denominator, but for torch's fused kernel; a sign;
@@ -166,3 +175,7 @@ class Held(NamedTuple):
     def total(self) -> int:
         """Bytes of all kinds."""
         return sum(self)
+
+
+def _head(experiment: Experiment) -> int:
+    return getattr(experiment.model, "head_dim", None) or 0

@@ -23,7 +23,7 @@ from .memory import State
 from .profile import Profile
 from .resident import capacity, resident, room
 from .shard_cost import shard_cost
-from .sizes import Block, ModelSize, PartSize, model_size
+from .sizes import Block, ModelSize, PartSize
 
 __all__ = ["Seconds", "gather", "link", "model_costs"]
 
@@ -61,7 +61,8 @@ def model_costs(
     ranks = max(placement) + 1
     found = machines.for_ranks(hardware or machines.parse(experiment.hardware), ranks * num_replicas(experiment))
     on_gpu = found.devices[0].kind != "host"
-    state, size = State(experiment, on_gpu), model_size(experiment.model, experiment.seq_len)
+    state = State(experiment, on_gpu)
+    size = state.size_of(experiment)
     measured = None if profile is None else Profile.of(profile, experiment)
     speeds = [machines.speed(device, bf16=state.number_bytes == 2) for device in found.devices]
     names = policies if policies is not None else (policy(experiment.recompute) or "full",) * len(layers)

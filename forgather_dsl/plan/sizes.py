@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..dsl import Lazy
 
-__all__ = ["ModelSize", "PartSize", "model_size"]
+__all__ = ["Copied", "ModelSize", "PartSize", "model_size"]
+
+Copied = Literal["never", "in windows", "always"]
 
 
 class PartSize(NamedTuple):
@@ -95,18 +97,20 @@ class ModelSize(NamedTuple):
         return PartSize(matrices=numbers, kept=self.dim, owed=self.dim + rows, flops=2 * numbers, largest=numbers)
 
 
-def model_size(model: Any, seq_len: int) -> ModelSize:
-    """Sizes of a model's spec. A model that is not known counts as its embedding and head alone."""
-    return _model_size(model, seq_len)
+def model_size(model: Any, seq_len: int, copied: Copied = "never") -> ModelSize:
+    """Sizes of a model's spec. A model that is not known counts as its embedding and head alone. `copied`: where attention
+    takes a copy of the keys and values for each head that shares them, and keeps it.
+    """
+    return _model_size(model, seq_len, copied)
 
 
 @lru_cache(maxsize=16)  # a plan asks hundreds of times for the same
-def _model_size(model: Any, seq_len: int) -> ModelSize:
+def _model_size(model: Any, seq_len: int, copied: Copied) -> ModelSize:
     dim, vocab = _number(model, "dim"), _number(model, "vocab_size")
     left_out: list[str] = []
     known = {"num_heads", "norm", "attention", "mlp"} <= set(getattr(type(model), "__fields__", ()))
     if known:
-        blocks = tuple(_block(model, index, seq_len, left_out) for index in range(model.num_layers))
+        blocks = tuple(_block(model, index, seq_len, copied, left_out) for index in range(model.num_layers))
         final = _counted(_NORMS, model.norm, left_out, model.num_layers, dim)
     else:
         left_out.append(f"the layers of {type(model).__name__}")
@@ -129,9 +133,9 @@ def _number(model: Any, name: str) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _block(model: Any, index: int, seq_len: int, left_out: list[str]) -> Block:
+def _block(model: Any, index: int, seq_len: int, copied: Copied, left_out: list[str]) -> Block:
     norm = _counted(_NORMS, model.norm, left_out, index, model.dim)
-    attention = _counted(_ATTENTIONS, model.attention, left_out, index, model, seq_len, left_out)
+    attention = _counted(_ATTENTIONS, model.attention, left_out, index, model, seq_len, copied, left_out)
     mlp = _counted(_MLPS, model.mlp, left_out, index, model.dim, model.ffn_dim)
     if model.dropout:
         left_out.append("dropout masks")
@@ -162,25 +166,27 @@ def _layer_norm(norm: Any, dim: int) -> PartSize:
     return PartSize(vectors=dim * (2 if norm.bias else 1), kept=2 * dim, kept_fp32=2, cheap=2 * dim)
 
 
-def _attention(attention: Any, model: Any, seq_len: int, left_out: list[str]) -> PartSize:
+def _attention(attention: Any, model: Any, seq_len: int, copied: Copied, left_out: list[str]) -> PartSize:
     """Query, key, value and output projections around fused attention, which keeps its inputs, output and log-sum-exp."""
     dim, heads = model.dim, model.num_heads
     q, kv = heads * model.head_dim, model.num_kv_heads * model.head_dim
     reach = min(seq_len, getattr(attention, "window", seq_len))
     rotation = 0 if getattr(type(model.rope), "__target__", None) == f"{_MODELS}.rope.NoRope" else 7 * q  # in fp32
+    copies = copied == "always" or (copied == "in windows" and reach < seq_len)
+    seen = q if copies and kv < q else kv  # numbers of the keys that attention keeps, and of the values
     size = PartSize(
         matrices=2 * dim * q + 2 * dim * kv,
         vectors=(q + 2 * kv if attention.bias else 0) + (dim if attention.output_bias else 0),
-        kept=dim + 2 * q + 2 * kv,
+        kept=dim + 2 * q + 2 * seen,
         kept_fp32=heads,
         owed=2 * dim + 2 * q + 2 * kv,
         transient=q + 2 * kv,
         flops=2 * (2 * dim * q + 2 * dim * kv) + 2 * q * reach,  # causal: half of the scores
-        forward=dim + 2 * q + 2 * kv + max(dim, rotation - q),
+        forward=dim + 2 * q + max(2 * seen + dim, 2 * kv + rotation - q),
         backward=max(
-            2 * q + 2 * kv, 5 * q if rotation else 0
+            2 * q + 2 * seen, 5 * q if rotation else 0
         ),  # attention's gradients; or three of a query's size in fp32
-        deferred=max(2 * q + 2 * kv, 6 * q - dim if rotation else 0),
+        deferred=max(2 * q + 2 * seen, 6 * q - dim if rotation else 0),
         largest=dim * max(q, kv),
         short_side=min(dim, q),
         attended=0 if attention.dropout else q,

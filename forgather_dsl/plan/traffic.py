@@ -17,7 +17,7 @@ from .hardware import Hardware
 from .memory import State
 from .model_costs import gather, link
 from .profile import Profile
-from .sizes import ModelSize, model_size
+from .sizes import ModelSize
 
 __all__ = ["Traffic", "collectives", "passed_on"]
 
@@ -72,7 +72,8 @@ def collectives(
         return None
     if world_size(experiment) == 1:
         return Traffic(0.0, 0.0)
-    state, size = State(experiment, device.kind != "host"), model_size(experiment.model, experiment.seq_len)
+    state = State(experiment, device.kind != "host")
+    size = state.size_of(experiment)
     rate, latency = gather(found, measured), link(found, measured)[0]
     if isinstance(parallel, DDP):
         ring = _Ring(parallel.replicas, rate, latency)

@@ -18,7 +18,6 @@ from .memory import State
 from .model_costs import gather, link
 from .prediction import Run
 from .resident import message_bytes
-from .sizes import model_size
 from .strategies import Strategy, best, over
 from .traffic import Traffic, passed_on
 
@@ -69,7 +68,8 @@ def _traffic(run: Run) -> Traffic:
     if run.traffic is not None:
         return run.traffic
     experiment, on_gpu = run.experiment, run.hardware.devices[0].kind != "host"
-    state, size = State(experiment, on_gpu), model_size(experiment.model, experiment.seq_len)
+    state = State(experiment, on_gpu)
+    size = state.size_of(experiment)
     message = message_bytes(experiment, size, state)
     passed, copies = passed_on(run.layout.schedule, message, link(run.hardware)[1]), num_replicas(experiment)
     added = 2 * (copies - 1) / copies * max(rank.gradients for rank in run.memory.ranks)

@@ -97,6 +97,9 @@ class Narrow(Experiment):
     model = patch(Llama, vocab_size=4000, dim=256, num_layers=4, num_heads=4, ffn_dim=688)
 
 
+SHARED = replace(Narrow().model, num_kv_heads=1)
+
+
 def laid_out(experiment: Experiment, name: str, ranks: int) -> Layout:
     schedule = SCHEDULES[name](ranks, experiment.batch_size // experiment.microbatch_size)
     return Layout(schedule, split([1.0] * experiment.model.num_layers, schedule.num_stages))
@@ -206,6 +209,15 @@ def test_the_plan_is_within_three_percent_under_every_schedule(name, recompute, 
         {"precision": FP8()},
         {"precision": FP8(), "recompute": FullRecompute(), "parallel": Pipeline(stages=2, schedule=ZeroBubbleH1())},
         {"isolate_documents": True, "recompute": FullRecompute()},
+        {"isolate_documents": True, "model": SHARED},  # on a GPU keys and values are copied for every head
+        {"precision": FP32(), "model": SHARED},
+        {
+            "isolate_documents": True,
+            "recompute": KeepAttention(),
+            "parallel": Pipeline(stages=2, schedule=ZeroBubbleH1()),
+            "model": SHARED,
+        },
+        {"model": replace(SHARED, attention=SlidingWindow(window=64))},
         {
             "isolate_documents": True,
             "parallel": Pipeline(stages=2),
