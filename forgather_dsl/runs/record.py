@@ -35,6 +35,7 @@ class Record:
         self.problems: list[str] = []
         self.environment = self._json("environment.json")
         self.plan = self._json("plan.json")
+        self.built = str(self._json("config.json").get("$type", ""))  # module:Class
         self.settings = self._settings()
         self.records = list(self._records())
         self.starts = [r for r in self.records if "data_fingerprint" in r]
@@ -51,9 +52,12 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The class that was run."""
-        name = self.target.rpartition(":")[2]
-        return name if re.fullmatch(r"[A-Za-z_][\w.]*", name) else os.path.basename(os.path.normpath(self.path))
+        """The class that was run, also where the target was a list of several."""
+        for told in (self.built, self.target):
+            name = told.rpartition(":")[2]
+            if re.fullmatch(r"[A-Za-z_][\w.]*", name):
+                return name
+        return os.path.basename(os.path.normpath(self.path))
 
     @property
     def seed(self) -> str:

@@ -56,6 +56,14 @@ def test_groups_of_one_class_are_named_by_what_tells_them_apart(tmp_path: Path):
     assert [group.name for group in report(str(tmp_path)).groups] == ["Base lr=0.001", "Base lr=0.002"]
 
 
+def test_groups_of_a_sweep_over_several_classes_are_named_after_these(tmp_path: Path):
+    for name in ("Base", "Wide"):
+        folder = made(tmp_path, name, settings={"optimizer.lr": {"Base": "0.1", "Wide": "0.2"}[name]})
+        (folder / "config.json").write_text(json.dumps({"$type": f"lab:{name}"}))
+        (folder / "environment.json").write_text(json.dumps({"target": "lab.py:all_of_them"}))
+    assert {group.name for group in report(str(tmp_path)).groups} == {"Base", "Wide"}
+
+
 def test_what_is_real_and_what_is_noise(ablations: Path):
     found = report(str(ablations))
     better, same, bits = (verdict_of(found, name) for name in ("Better", "Same", "Bits"))
