@@ -73,9 +73,8 @@ def model_costs(
     held = each_stage(experiment, size, layers, state, names)
     owns = [[stage for stage, owner in enumerate(placement) if owner == rank] for rank in range(ranks)]
     stored = [resident(experiment, size, layers, own, state) for own in owns]
-    rooms = [
-        capacity(room(experiment, device), one, on_gpu) for device, one in zip(found.devices, stored)
-    ]  # of one replica
+    own_devices = zip(found.devices, stored)  # of one replica
+    rooms = [capacity(room(experiment, device), one, on_gpu) for device, one in own_devices]
     message = experiment.microbatch_size * experiment.seq_len * size.dim * state.number_bytes
     latency, rate = link(found, measured)
     costs = Costs(
