@@ -79,17 +79,15 @@ class WeightGradients:
         The latest first, as its tensors may still be in the cache; in the order of the backward where a parameter occurs
         twice, for the bits of its sum. `done` is called with each parameter that is owed nothing more.
         """
-        left = Counter([id(arguments[0]) for _, arguments in owed])
-        once = len(left) == len(owed)
-        take = owed.pop if once else owed.popleft
+        left = Counter(id(arguments[0]) for _, arguments in owed)
+        take = owed.pop if len(left) == len(owed) else owed.popleft
         while owed:
             accumulate, arguments = take()
             accumulate(*arguments)
             parameter = arguments[0]
             del arguments
-            if not once:
-                left[id(parameter)] -= 1
-            if done is not None and (once or not left[id(parameter)]):
+            left[id(parameter)] -= 1
+            if done is not None and not left[id(parameter)]:
                 done(parameter)
 
     @contextmanager
@@ -143,8 +141,7 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
 
 def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
     """`weight.grad [out, in] += grad_output^T x`, under no_grad. With autocast the product is bf16, the sum fp32."""
-    gradient = gradient_of(weight)
-    x, grad_output = x.reshape(-1, x.shape[-1]), grad_output.reshape(-1, grad_output.shape[-1])
+    gradient, x, grad_output = gradient_of(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
     if gradient.dtype == x.dtype:
         gradient.addmm_(grad_output.t(), x)  # one GEMM that adds: no temporary, no second pass
     else:
@@ -183,14 +180,9 @@ class _Linear(Function):
 
 
 def _linear_backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     if needs_weight:
-        (x,) = ctx.saved_tensors
-        gradients = ctx.gradients
-        if gradients.deferring:  # as `add` does: spelled out, as layers are many and may be small
-            gradients.owed.append((accumulate_weight, (ctx.weight, x.detach() if x.requires_grad else x, grad_output)))
-        else:
-            accumulate_weight(ctx.weight, x, grad_output)
+        ctx.gradients.add(accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
     if needs_bias:
         accumulate_bias(ctx.bias, grad_output)
     return (grad_output @ ctx.cast_weight if needs_x else None), None, None, None, None, None

@@ -62,9 +62,11 @@ class State:
         """Sizes of the parts. On a GPU heads share keys and values without copies in flash attention alone: numbers of two
         bytes, no mask, at most 256 of a head (models/attention.py).
         """
-        copied: Copied = "in windows" if self.on_gpu else "never"
-        if self.on_gpu and (experiment.isolate_documents or self.number_bytes == 4 or _head(experiment) > 256):
-            copied = "always"
+        copied: Copied = "never"
+        if self.on_gpu:
+            head = getattr(experiment.model, "head_dim", None) or 0
+            always = experiment.isolate_documents or self.number_bytes == 4 or head > 256
+            copied = "always" if always else "in windows"
         return model_size(experiment.model, experiment.seq_len, copied)
 
     def _made(self, experiment: Experiment) -> float:
@@ -175,7 +177,3 @@ class Held(NamedTuple):
     def total(self) -> int:
         """Bytes of all kinds."""
         return sum(self)
-
-
-def _head(experiment: Experiment) -> int:
-    return getattr(experiment.model, "head_dim", None) or 0

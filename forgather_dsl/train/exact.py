@@ -136,8 +136,8 @@ def exact(
     shorter = [] if layout else list(_shorter(experiment, whole))
     found, size = [], model_size(experiment.model, experiment.seq_len)
     message = message_bytes(experiment, size, State(experiment, on_gpu))
+    leaving = experiment.recompute.offload
     for rank in ranks if ranks is not None else range(whole.schedule.num_ranks):
-        leaving = experiment.recompute.offload
         states = _states(whole, rank, message, leaving)
         same = (pair for pair in shorter if _states(pair[1], rank, message, leaving) == states)
         found.append(run_rank(*next(same, (experiment, whole)), rank, on_gpu=on_gpu, fake=True))
@@ -159,7 +159,7 @@ def _shorter(experiment: Experiment, layout: Layout) -> Iterator[tuple[Experimen
 
 
 def _states(layout: Layout, rank: int, message: int, leaving: bool) -> set[tuple]:
-    nothing = StageCost(*[Held()] * len(StageCost._fields))._replace(leaving=Held(activations=leaving))
+    nothing = StageCost(*[Held()] * len(StageCost._fields))._replace(leaving=Held(activations=int(leaving)))
     return Occupancy(layout.schedule, rank, [nothing] * layout.schedule.num_stages, message).states
 
 

@@ -1,4 +1,4 @@
-"""What cannot run is refused within two seconds, before any rank or torch: the field, what is wrong, what to write instead.
+"""What cannot run is refused before any rank or torch: the field, what is wrong, what to write instead.
 
 `tests/cli/test_bad_input.py` and `tests/cli/test_bad_schedules.py` have the mistakes of language, command line and
 schedules; these are of values, data, places and what a run goes on from.
@@ -323,7 +323,7 @@ SEVERAL = ["three at once", "a schedule that deadlocks", "a --resume of nothing"
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", BAD)
-def test_a_process_of_its_own_says_so_without_torch_in_two_seconds(name: str, place: Path, tmp_path: Path) -> None:
+def test_any_of_them_is_told_by_a_process_of_its_own_without_torch(name: str, place: Path, tmp_path: Path) -> None:
     refused_by_a_process(name, place, tmp_path)
 
 
