@@ -1,8 +1,8 @@
 """What splitting a backward costs: I + W beside the full backward B, for our deferred weight gradients and for torch's own split.
 
-`python benchmarks/test_split_backward.py [ROUNDS]` prints the table. Times are CPU time of the process with one thread; every round
-runs every way in turn, and a ratio is the median of the ratios of the rounds, so that what else the machine does falls on
-all sides. "torch" is torch.distributed.pipelining's stage_backward_input and stage_backward_weight on the same layers.
+`python benchmarks/test_split_backward.py [ROUNDS]` prints the table; freed memory is kept, as in every run on a CPU, unless
+MALLOC_ variables are set. Times are CPU time of the process with one thread; every round runs every way in turn, and a ratio
+is the median of the ratios of the rounds, so that what else the machine does falls on all sides. "torch" is torch.distributed.pipelining's stage_backward_input and stage_backward_weight on the same layers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from forgather_dsl import Llama
 from forgather_dsl.dsl import build
 from forgather_dsl.parallel.deferred import WeightGradients, defer
+from forgather_dsl.parallel.host_allocator import keep_freed_memory
 
 
 class Shape(NamedTuple):
@@ -161,6 +162,7 @@ class Row(NamedTuple):
 
 def measure(shape: Shape, rounds: int) -> Row:
     """Interleaved rounds of autograd's B, torch's I and W, our B, our I and W."""
+    keep_freed_memory()
     torch._dynamo.reset()
     functorch.donated_buffer = False  # torch's I keeps its graph, which a compiled backward otherwise refuses
     ways: dict[str, Way] = {
@@ -172,8 +174,15 @@ def measure(shape: Shape, rounds: int) -> Row:
     for way in ways.values():
         for _ in range(2):  # compiles, allocates
             way()
-    found = [{(name, part): s for name, way in ways.items() for part, s in way().items()} for _ in range(rounds)]
-    milliseconds = {f"{name} {part}": 1e3 * median(one[name, part] for one in found) for name, part in found[0]}
+    found = []
+    for turn in range(rounds):
+        order = [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]  # each starts in the caches of another
+        found.append({(name, part): s for name in order for part, s in ways[name]().items()})
+    milliseconds = {
+        f"{name} {part}": 1e3 * median(one[name, part] for one in found)
+        for name in ways
+        for part in ("F", *ways[name].parts)
+    }
 
     def ratio(name: str, full: str) -> float:
         return median((one[name, "I"] + one[name, "W"]) / one[full, "B"] for one in found)
@@ -220,6 +229,7 @@ def table(rounds: int) -> Iterator[str]:
 def test_backward(benchmark: Any, kind: type[Way], parts: tuple[str, ...], deferred: bool) -> None:
     """Forward included in every one."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     benchmark.pedantic(kind(SHAPES[1], parts, deferred), rounds=15, warmup_rounds=2)
 
 

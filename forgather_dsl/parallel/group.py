@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from forgather_dsl.errors import UserError
+from forgather_dsl.parallel.host_allocator import keep_freed_memory
 from forgather_dsl.parallel.launch import STORE
 from forgather_dsl.parallel.lifeline import die_with_launcher
 from forgather_dsl.parallel.meeting import choose_interface, not_met, require_reachable, several_machines, where
@@ -85,6 +86,8 @@ def join(device: str = "auto", timeout_seconds: float = 1800.0) -> World:
     place = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    else:
+        keep_freed_memory()
     if size == 1:
         return World(0, 1, place, None)
     backend = "nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= gpus else "gloo"

@@ -23,6 +23,7 @@ from ..models.init import initialise
 from ..parallel.compiled import require_compiler
 from ..parallel.deferred import WeightGradients
 from ..parallel.float8 import require_float8, to_float8
+from ..parallel.host_allocator import keep_freed_memory
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
 from ..specs import FP8, Experiment
@@ -131,6 +132,8 @@ def main(arguments: list[str]) -> None:
     with open(config, encoding="utf-8") as file:
         experiment = from_dict(json.load(file), trust=os.environ.get(TRUSTED) == "1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as the ranks do
     torch.manual_seed(0)
     with repeatable(experiment.deterministic, device):
         result = measure(experiment, device)
