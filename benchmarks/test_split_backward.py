@@ -1,15 +1,19 @@
 """What splitting a backward costs: I + W beside the full backward B, for our deferred weight gradients and for torch's own split.
 
-`python benchmarks/test_split_backward.py [ROUNDS]` prints the table; freed memory is kept, as in every run on a CPU, unless
-MALLOC_ variables are set. Times are CPU time of the process with one thread; every round runs every way in turn, and a ratio
-is the median of the ratios of the rounds, so that what else the machine does falls on all sides. "torch" is torch.distributed.pipelining's stage_backward_input and stage_backward_weight on the same layers.
+`python benchmarks/test_split_backward.py [ROUNDS [PROCESSES]]` prints the table; freed memory is kept, as in every run on a
+CPU, unless MALLOC_ variables are set. Times are CPU time of the process with one thread. Every round runs every way in turn,
+two microbatches each of which the second counts, and a ratio is the median of the ratios of the rounds, so that what else
+the machine does falls on all sides; the table has the medians of processes, as each has its tensors elsewhere in memory.
+"torch" is torch.distributed.pipelining's stage_backward_input and stage_backward_weight on the same layers.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -163,6 +167,7 @@ class Row(NamedTuple):
 def measure(shape: Shape, rounds: int) -> Row:
     """Interleaved rounds of autograd's B, torch's I and W, our B, our I and W."""
     keep_freed_memory()
+    gc.freeze()
     torch._dynamo.reset()
     functorch.donated_buffer = False  # torch's I keeps its graph, which a compiled backward otherwise refuses
     ways: dict[str, Way] = {
@@ -176,8 +181,12 @@ def measure(shape: Shape, rounds: int) -> Row:
             way()
     found = []
     for turn in range(rounds):
-        order = [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]  # each starts in the caches of another
-        found.append({(name, part): s for name in order for part, s in ways[name]().items()})
+        one = {}
+        for name in [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]:
+            ways[name]()  # in a step, too, it is the microbatch before that has left its traces in the caches
+            gc.collect()  # what torch's split has left, which Python would else look through in our I
+            one |= {(name, part): seconds for part, seconds in ways[name]().items()}
+        found.append(one)
     milliseconds = {
         f"{name} {part}": 1e3 * median(one[name, part] for one in found)
         for name in ways
@@ -203,8 +212,8 @@ def measure(shape: Shape, rounds: int) -> Row:
 COLUMNS = ("autograd F", "autograd B", "torch I", "torch W", "ours F", "ours, full B", "ours I", "ours W")
 
 
-def table(rounds: int) -> Iterator[str]:
-    """Lines of the table, as they are measured."""
+def table(rounds: int, processes: int) -> Iterator[str]:
+    """Lines of the table, as they are measured: medians over forked processes, and of our ratio the least and most."""
     yield (
         "| ms | "
         + " | ".join(COLUMNS)
@@ -212,11 +221,15 @@ def table(rounds: int) -> Iterator[str]:
     )
     yield "|---" * (len(COLUMNS) + 6) + "|"
     for shape in SHAPES:
-        row = measure(shape, rounds)
-        cells = [str(shape), *(f"{row.milliseconds[name]:.1f}" for name in COLUMNS)]
-        cells += [f"{row.torch_ratio:.2f}", f"**{row.ratio:.2f}**", f"{row.own_ratio:.2f}"]
+        with get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # each has its tensors elsewhere in memory
+            rows = pool.starmap(measure, [(shape, rounds)] * processes, chunksize=1)
+        ratios = [row.ratio for row in rows]
+        cells = [str(shape), *(f"{median(row.milliseconds[name] for row in rows):.1f}" for name in COLUMNS)]
+        cells += [f"{median(row.torch_ratio for row in rows):.2f}"]
+        cells += [f"**{median(ratios):.2f}** [{min(ratios):.2f}-{max(ratios):.2f}]"]
+        cells += [f"{median(row.own_ratio for row in rows):.2f}"]
         counted = shape.how == "checkpointed"
-        cells += ["{}, {}".format(*n) if counted else "" for n in (row.torch_forwards, row.forwards)]
+        cells += ["{}, {}".format(*n) if counted else "" for n in (rows[0].torch_forwards, rows[0].forwards)]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -235,5 +248,6 @@ def test_backward(benchmark: Any, kind: type[Way], parts: tuple[str, ...], defer
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for line in table(int(sys.argv[1]) if len(sys.argv) > 1 else 25):
+    given = [int(argument) for argument in sys.argv[1:]]
+    for line in table(*(given + [12, 5][len(given) :])):
         print(line, flush=True)

@@ -57,14 +57,15 @@ class WeightGradients:
         self.last_scaled: tuple[Any, int, Any] = (lambda: None, 0, None)  # input, its version, its scale (float8)
         self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
 
-    def add(self, accumulate: Callable[..., None], *arguments: Any) -> None:
-        """Run `accumulate(parameter, *tensors)` now, or queue it while `deferring`."""
+    def add(
+        self, accumulate: Callable[..., None], parameter: torch.Tensor, x: torch.Tensor, *others: torch.Tensor
+    ) -> None:
+        """Run `accumulate(parameter, x, *others)` now, or queue it while `deferring`; `x` was saved in the forward."""
         if self.deferring:
-            parameter, *tensors = arguments
             # detached: an activation's graph ends in the stage's input, which would stay alive with it
-            self.owed.append((accumulate, (parameter, *[t.detach() if t.requires_grad else t for t in tensors])))
+            self.owed.append((accumulate, (parameter, x.detach(), *others)))
         else:
-            accumulate(*arguments)
+            accumulate(parameter, x, *others)
 
     def take(self) -> Owed:
         """Hand over what one backward has queued; for `settle`."""
@@ -180,15 +181,18 @@ class _Linear(Function):
 
 
 def _linear_backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     if needs_weight:
-        ctx.gradients.add(accumulate_weight, ctx.weight, *ctx.saved_tensors, grad_output)
+        (x,) = ctx.saved_tensors
+        ctx.gradients.add(accumulate_weight, ctx.weight, x, grad_output)
     if needs_bias:
         accumulate_bias(ctx.bias, grad_output)
     return (grad_output @ ctx.cast_weight if needs_x else None), None, None, None, None, None
 
 
 _once = once_differentiable(_linear_backward)
+_apply_linear: Callable[..., torch.Tensor] = super(Function, _Linear).apply  # type: ignore[misc]
+"""`_Linear.apply` without its look for torch.func, a third of its time. Under torch.func torch refuses both."""
 
 
 class _Embedding(Function):
@@ -228,13 +232,16 @@ class DeferredLinear(nn.Linear):
 
     def deferred(self, input: torch.Tensor) -> torch.Tensor:
         """`forward`, run as written."""
-        weight, bias = self.weight, self.bias
+        parameters: Any = self._parameters  # self.weight and self.bias take a third of this method's time
+        weight, bias = cast_weight, cast_bias = parameters["weight"], parameters["bias"]
+        gradients = self.gradients
         if hooked(weight) or hooked(bias):
             return super().forward(input)
-        dtype = _computing_dtype(weight)
-        cast_weight = self.gradients.cast(weight, dtype)
-        cast_bias = None if bias is None else self.gradients.cast(bias, dtype)
-        return _Linear.apply(input, weight, bias, cast_weight, cast_bias, self.gradients)  # type: ignore[return-value]
+        if torch._C._is_any_autocast_enabled():
+            dtype = _computing_dtype(weight)
+            cast_weight = gradients.cast(weight, dtype)
+            cast_bias = None if bias is None else gradients.cast(bias, dtype)
+        return _apply_linear(input, weight, bias, cast_weight, cast_bias, gradients)
 
 
 class DeferredEmbedding(nn.Embedding):
