@@ -1,10 +1,10 @@
 """What splitting a backward costs: I + W beside the full backward B, for our deferred weight gradients and for torch's own split.
 
-`python benchmarks/test_split_backward.py [ROUNDS [PROCESSES]]` prints the table; freed memory is kept, as in every run on a
-CPU, unless MALLOC_ variables are set. Times are CPU time of the process with one thread. Every round runs every way in turn,
-two microbatches each of which the second counts, and a ratio is the median of the ratios of the rounds, so that what else
-the machine does falls on all sides; the table has the medians of processes, as each has its tensors elsewhere in memory.
-"torch" is torch.distributed.pipelining's stage_backward_input and stage_backward_weight on the same layers.
+`python benchmarks/test_split_backward.py [ROUNDS]` prints the table; freed memory is kept, as in every run on a CPU, unless
+MALLOC_ variables are set. Times are CPU time of the process with one thread. Every round runs every way in turn, two
+microbatches each of which the second counts. A ratio is given twice: the median of the ratios of the rounds, and that of the
+least times, as what else the machine does can only add to a time. "torch" is torch.distributed.pipelining's
+stage_backward_input and stage_backward_weight on the same layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -154,12 +153,12 @@ class Deferred(Way):
 
 
 class Row(NamedTuple):
-    """Medians: milliseconds per part, ratios, and how often each layer ran forward in I and in W."""
+    """Median milliseconds per part, ratios (of the median round, of the least times), and forwards of a layer in I and in W."""
 
     milliseconds: dict[str, float]
-    torch_ratio: float
-    ratio: float  # of our I + W to autograd's B
-    own_ratio: float  # of our I + W to our B
+    torch_ratio: tuple[float, float]
+    ratio: tuple[float, float]  # of our I + W to autograd's B
+    own_ratio: tuple[float, float]  # of our I + W to our B
     forwards: tuple[int, int]
     torch_forwards: tuple[int, int]
 
@@ -193,8 +192,9 @@ def measure(shape: Shape, rounds: int) -> Row:
         for part in ("F", *ways[name].parts)
     }
 
-    def ratio(name: str, full: str) -> float:
-        return median((one[name, "I"] + one[name, "W"]) / one[full, "B"] for one in found)
+    def ratio(name: str, full: str) -> tuple[float, float]:
+        split, whole = [one[name, "I"] + one[name, "W"] for one in found], [one[full, "B"] for one in found]
+        return median(x / y for x, y in zip(split, whole, strict=True)), min(split) / min(whole)
 
     def forwards(way: Way) -> tuple[int, int]:
         return way.forwards["I"] // shape.layers, way.forwards["W"] // shape.layers
@@ -212,24 +212,17 @@ def measure(shape: Shape, rounds: int) -> Row:
 COLUMNS = ("autograd F", "autograd B", "torch I", "torch W", "ours F", "ours, full B", "ours I", "ours W")
 
 
-def table(rounds: int, processes: int) -> Iterator[str]:
-    """Lines of the table, as they are measured: medians over forked processes, and of our ratio the least and most."""
-    yield (
-        "| ms | "
-        + " | ".join(COLUMNS)
-        + " | torch (I+W)/B | ours (I+W)/B | ours / our B | forwards in I, W: torch | ours |"
-    )
-    yield "|---" * (len(COLUMNS) + 6) + "|"
+def table(rounds: int) -> Iterator[str]:
+    """Lines of the table, as they are measured."""
+    heads = "torch (I+W)/B", "ours (I+W)/B", "ours / our B", "forwards in I, W: torch", "ours"
+    yield "| " + " | ".join(("ms", *COLUMNS, *heads)) + " |"
+    yield "|---" * (len(COLUMNS) + len(heads) + 1) + "|"
     for shape in SHAPES:
-        with get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # each has its tensors elsewhere in memory
-            rows = pool.starmap(measure, [(shape, rounds)] * processes, chunksize=1)
-        ratios = [row.ratio for row in rows]
-        cells = [str(shape), *(f"{median(row.milliseconds[name] for row in rows):.1f}" for name in COLUMNS)]
-        cells += [f"{median(row.torch_ratio for row in rows):.2f}"]
-        cells += [f"**{median(ratios):.2f}** [{min(ratios):.2f}-{max(ratios):.2f}]"]
-        cells += [f"{median(row.own_ratio for row in rows):.2f}"]
+        row = measure(shape, rounds)
+        cells = [str(shape), *(f"{row.milliseconds[name]:.1f}" for name in COLUMNS)]
+        cells += ["{:.2f}, {:.2f}".format(*pair) for pair in (row.torch_ratio, row.ratio, row.own_ratio)]
         counted = shape.how == "checkpointed"
-        cells += ["{}, {}".format(*n) if counted else "" for n in (rows[0].torch_forwards, rows[0].forwards)]
+        cells += ["{}, {}".format(*n) if counted else "" for n in (row.torch_forwards, row.forwards)]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -248,6 +241,5 @@ def test_backward(benchmark: Any, kind: type[Way], parts: tuple[str, ...], defer
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    given = [int(argument) for argument in sys.argv[1:]]
-    for line in table(*(given + [12, 5][len(given) :])):
+    for line in table(int(sys.argv[1]) if len(sys.argv) > 1 else 25):
         print(line, flush=True)
