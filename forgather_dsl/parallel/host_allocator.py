@@ -17,9 +17,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives the end of its heap back as soon as twice the largest block ever freed is free there, and the
     kernel must clear these pages again when they are next touched. A split backward frees in W what I has allocated, all
-    of it, each microbatch: that made I and W 7 % dearer, and a step of `First` 4 % slower (benchmarks/LOG.md). Tensors
-    of over 32 MiB, which is where glibc's own rule ends, still go back at once. Nothing is changed where the user has set
-    MALLOC_ variables or GLIBC_TUNABLES, or where libc has no mallopt (macOS, musl). See mallopt(3).
+    of it, each microbatch: 790 page faults instead of 64 at four layers of dim 256 (benchmarks/LOG.md). Tensors of over
+    32 MiB, which is where glibc's own rule ends, still go back at once. Nothing is changed where the user has set MALLOC_
+    variables or GLIBC_TUNABLES, or where libc has no mallopt (macOS, musl). See mallopt(3).
     """
     settled = any(name.startswith(THE_USERS) for name in os.environ)
     if settled or not sys.platform.startswith("linux"):
