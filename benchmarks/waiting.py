@@ -36,6 +36,10 @@ class Waiter:
             time.sleep(seconds)
             self.waited += time.perf_counter() - start
 
+    def weight_gradient(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Pretend to add `gradient` to the weight's."""
+        self.wait("W")
+
 
 class _Waits(Function):
     """On the way from input to output."""
@@ -57,16 +61,16 @@ class _WaitsForWeight(Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, waiter: Waiter, gradients: WeightGradients | None) -> torch.Tensor:
-        ctx.waiter, ctx.gradients, ctx.shape = waiter, gradients, weight.shape
+        ctx.waiter, ctx.gradients, ctx.weight = waiter, gradients, weight
         return weight[:WIDTH].clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         if ctx.gradients is not None:
-            ctx.gradients.add(ctx.waiter.wait, "W")
+            ctx.gradients.add(ctx.waiter.weight_gradient, ctx.weight, gradients[0])
             return None, None, None
-        ctx.waiter.wait("W")
-        return gradients[0].new_ones(ctx.shape), None, None
+        ctx.waiter.weight_gradient(ctx.weight, gradients[0])
+        return gradients[0].new_ones(ctx.weight.shape), None, None
 
 
 class WaitingLayer(nn.Module):

@@ -30,7 +30,9 @@ class StopRequest:
             self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if signal.SIGTERM in self._old and _ends_with(error):
+            self._old[signal.SIGTERM] = signal.SIG_IGN
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -58,6 +60,19 @@ class StopRequest:
         if self.control is not None:
             self.control.answer(step, checkpoint)
         return checkpoint
+
+
+def _ends_with(error: BaseException | None) -> bool:
+    """Whether this rank goes on to say what went wrong, and ends.
+
+    A launcher that has seen another rank end terminates the rest; it must not cut off the one that says whom it has lost.
+    """
+    from ..parallel.failures import PeerLost
+    from ..parallel.launch import STORE
+
+    if isinstance(error, Interrupted) or not isinstance(error, Exception):
+        return False
+    return STORE in os.environ or isinstance(error, PeerLost)
 
 
 @contextmanager

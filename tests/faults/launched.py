@@ -92,6 +92,7 @@ class Started:
 
     def __init__(self, command: Sequence[str], folder: Path, name: str = "run", **env: str) -> None:
         self.mark, self.folder, self.name = uuid.uuid4().hex, folder, name
+        self._seen: dict[int, str] = {}  # when each process of the mark was started
         self.log = folder / f"{name}.log"
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: self.mark, **env}
@@ -111,8 +112,9 @@ class Started:
         return [line for line in self.said.splitlines() if line.startswith("error: ")]
 
     def alive(self) -> list[int]:
-        """Every process that carries the mark, zombies apart."""
-        return marked(self.mark)
+        """Every process that carries the mark, zombies apart; one that is ending may have lost the mark before its life."""
+        self._seen |= {pid: started(pid) for pid in marked(self.mark)}
+        return [pid for pid, when in self._seen.items() if state(pid) not in "ZX" and started(pid) == when]
 
     def ranks(self) -> dict[int, int]:
         """Process id by rank."""
@@ -216,10 +218,21 @@ def cmdline(pid: int) -> bytes:
 
 def state(pid: int) -> str:
     """R, S, T (stopped), Z (zombie), ...; X when it is gone."""
+    return (_stat(pid) or "X")[0]
+
+
+def started(pid: int) -> str:
+    """When the kernel started it, in its own units; empty when it is gone."""
+    found = _stat(pid)
+    return found[19] if found else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; nothing when it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return "X"
+        return []
 
 
 class TwoHosts:

@@ -20,9 +20,11 @@ from launched import ROOT, Started, TwoHosts, environ, project, run, script, tor
 from forgather_dsl import Trainer
 from forgather_dsl.dsl.load import load_file
 from forgather_dsl.errors import Interrupted
+from forgather_dsl.parallel.failures import PeerLost
+from forgather_dsl.parallel.launch import STORE
 from forgather_dsl.train import control
 from forgather_dsl.train.session import Session
-from forgather_dsl.train.stopping import terminable
+from forgather_dsl.train.stopping import StopRequest, terminable
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 ONE_HOST_SECONDS, TWO_HOSTS_SECONDS = 2.0, 10.0
@@ -106,6 +108,32 @@ def test_a_process_terminated_before_the_first_step_ends_as_one_that_was_interru
     with terminable(), terminable():  # a handler of somebody else's stays
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("error", "env", "stays"),
+    [
+        (PeerLost("rank 1", "sending", RuntimeError("gone")), None, False),
+        (RuntimeError("no"), STORE, False),
+        (RuntimeError("no"), None, True),  # a script of torchrun's may go on
+        (Interrupted("stopped"), STORE, True),
+        (KeyboardInterrupt(), STORE, True),
+    ],
+)
+def test_a_rank_that_fails_is_not_terminated_before_it_has_said_why(
+    error: BaseException, env: str | None, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STORE, raising=False)
+    if env is not None:
+        monkeypatch.setenv(env, "store")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(type(error)), StopRequest():
+            raise error
+        assert signal.getsignal(signal.SIGTERM) == (before if stays else signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_finished_run_and_one_that_failed_say_so(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
