@@ -1,9 +1,9 @@
 """What splitting a backward costs: I + W beside the full backward B, for our deferred weight gradients and for torch's own split.
 
-`python benchmarks/test_split_backward.py [ROUNDS]` prints the table; freed memory is kept, as in every run on a CPU, unless
-MALLOC_ variables are set. Times are CPU time of the process with one thread. Every round runs every way in turn, two
-microbatches each of which the second counts. A ratio is given twice: the median of the ratios of the rounds, and that of the
-least times, as what else the machine does can only add to a time. "torch" is torch.distributed.pipelining's
+`python benchmarks/test_split_backward.py [ROUNDS [PROCESSES [plain|checkpointed|compiled ...]]]` prints the table; freed memory
+is kept, as in every run on a CPU, unless MALLOC_ variables are set. Times are CPU time of the process with one thread. Every
+round runs every way in turn, two microbatches each of which the second counts. A ratio is the median of the ratios of all
+rounds, with the least and the largest of the medians of single processes. "torch" is torch.distributed.pipelining's
 stage_backward_input and stage_backward_weight on the same layers.
 """
 
@@ -13,6 +13,8 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -25,8 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 from forgather_dsl import Llama
 from forgather_dsl.dsl import build
-from forgather_dsl.parallel.deferred import WeightGradients, defer
+from forgather_dsl.parallel.deferred import defer
 from forgather_dsl.parallel.host_allocator import keep_freed_memory
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 
 class Shape(NamedTuple):
@@ -152,22 +155,20 @@ class Deferred(Way):
         yield
 
 
-class Row(NamedTuple):
-    """Median milliseconds per part, ratios (of the median round, of the least times), and forwards of a layer in I and in W."""
+class Measured(NamedTuple):
+    """What one process has measured."""
 
-    milliseconds: dict[str, float]
-    torch_ratio: tuple[float, float]
-    ratio: tuple[float, float]  # of our I + W to autograd's B
-    own_ratio: tuple[float, float]  # of our I + W to our B
-    forwards: tuple[int, int]
-    torch_forwards: tuple[int, int]
+    rounds: list[dict[tuple[str, str], float]]
+    """CPU seconds by way and part."""
+    forwards: dict[str, tuple[int, int]]
+    """By way, how often a layer's forward ran in I and in W."""
 
 
-def measure(shape: Shape, rounds: int) -> Row:
+def measure(shape: Shape, rounds: int) -> Measured:
     """Interleaved rounds of autograd's B, torch's I and W, our B, our I and W."""
+    torch.set_num_threads(1)
     keep_freed_memory()
     gc.freeze()
-    torch._dynamo.reset()
     functorch.donated_buffer = False  # torch's I keeps its graph, which a compiled backward otherwise refuses
     ways: dict[str, Way] = {
         "autograd": Autograd(shape, ("B",), deferred=False),
@@ -186,43 +187,37 @@ def measure(shape: Shape, rounds: int) -> Row:
             gc.collect()  # what torch's split has left, which Python would else look through in our I
             one |= {(name, part): seconds for part, seconds in ways[name]().items()}
         found.append(one)
-    milliseconds = {
-        f"{name} {part}": 1e3 * median(one[name, part] for one in found)
-        for name in ways
-        for part in ("F", *ways[name].parts)
-    }
-
-    def ratio(name: str, full: str) -> tuple[float, float]:
-        split, whole = [one[name, "I"] + one[name, "W"] for one in found], [one[full, "B"] for one in found]
-        return median(x / y for x, y in zip(split, whole, strict=True)), min(split) / min(whole)
-
-    def forwards(way: Way) -> tuple[int, int]:
-        return way.forwards["I"] // shape.layers, way.forwards["W"] // shape.layers
-
-    return Row(
-        milliseconds,
-        ratio("torch", "autograd"),
-        ratio("ours", "autograd"),
-        ratio("ours", "ours, full"),
-        forwards(ways["ours"]),
-        forwards(ways["torch"]),
-    )
+    split = {name: way.forwards for name, way in ways.items() if "I" in way.parts}
+    return Measured(found, {name: (n["I"] // shape.layers, n["W"] // shape.layers) for name, n in split.items()})
 
 
 COLUMNS = ("autograd F", "autograd B", "torch I", "torch W", "ours F", "ours, full B", "ours I", "ours W")
+RATIOS = (("torch", "autograd"), ("ours", "autograd"), ("ours", "ours, full"))
 
 
-def table(rounds: int) -> Iterator[str]:
-    """Lines of the table, as they are measured."""
+def ratio(found: list[Measured], name: str, full: str) -> str:
+    """I + W of one way to B of another: the median of all rounds, and the least and largest median of a process."""
+    each = [[(one[name, "I"] + one[name, "W"]) / one[full, "B"] for one in process.rounds] for process in found]
+    medians = [median(process) for process in each]
+    return f"{median(x for process in each for x in process):.3f} ({min(medians):.2f} to {max(medians):.2f})"
+
+
+def table(rounds: int, processes: int, shapes: list[Shape]) -> Iterator[str]:
+    """Lines of the table, as they are measured. Each process is a new one: where memory lies changes a ratio by percents."""
     heads = "torch (I+W)/B", "ours (I+W)/B", "ours / our B", "forwards in I, W: torch", "ours"
     yield "| " + " | ".join(("ms", *COLUMNS, *heads)) + " |"
     yield "|---" * (len(COLUMNS) + len(heads) + 1) + "|"
-    for shape in SHAPES:
-        row = measure(shape, rounds)
-        cells = [str(shape), *(f"{row.milliseconds[name]:.1f}" for name in COLUMNS)]
-        cells += ["{:.2f}, {:.2f}".format(*pair) for pair in (row.torch_ratio, row.ratio, row.own_ratio)]
+    for shape in shapes:
+        found = []
+        for _ in range(processes):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                found.append(pool.submit(measure, shape, rounds).result())
+        every = [one for process in found for one in process.rounds]
+        keys: list[Any] = [column.rsplit(" ", 1) for column in COLUMNS]
+        cells = [str(shape), *(f"{1e3 * median(one[name, part] for one in every):.1f}" for name, part in keys)]
+        cells += [ratio(found, *pair) for pair in RATIOS]
         counted = shape.how == "checkpointed"
-        cells += ["{}, {}".format(*n) if counted else "" for n in (row.torch_forwards, row.forwards)]
+        cells += ["{}, {}".format(*found[0].forwards[name]) if counted else "" for name in ("torch", "ours")]
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -240,6 +235,7 @@ def test_backward(benchmark: Any, kind: type[Way], parts: tuple[str, ...], defer
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for line in table(int(sys.argv[1]) if len(sys.argv) > 1 else 25):
+    counts, kinds = [int(word) for word in sys.argv[1:3]], sys.argv[3:]
+    num_rounds, num_processes = counts + [15, 5][len(counts) :]
+    for line in table(num_rounds, num_processes, [s for s in SHAPES if not kinds or (s.how or "plain") in kinds]):
         print(line, flush=True)

@@ -15,8 +15,8 @@ import torch
 import torch.nn as nn
 from torch.autograd.function import Function
 
-from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 __all__ = ["WIDTH", "Waiter", "WaitingLayer", "WaitingStage"]
 

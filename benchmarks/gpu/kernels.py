@@ -13,7 +13,8 @@ from report import Report
 
 from forgather_dsl import Llama
 from forgather_dsl.dsl import build
-from forgather_dsl.parallel.deferred import WeightGradients, defer
+from forgather_dsl.parallel.deferred import defer
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 from forgather_dsl.train.repeatable import repeatable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

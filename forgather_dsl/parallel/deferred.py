@@ -9,155 +9,17 @@ out of its graphs: a compiled backward runs as one. After zero bubble (Qi et al.
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd.function import Function, once_differentiable
 
-__all__ = [
-    "DeferredEmbedding",
-    "DeferredLinear",
-    "WeightGradients",
-    "accumulate_bias",
-    "accumulate_weight",
-    "defer",
-    "gradient_of",
-    "hooked",
-]
+from forgather_dsl.parallel.weight_gradients import WeightGradients, accumulate_bias, accumulate_weight
 
-
-class Watcher(Protocol):
-    """Told of each linear layer that is about to multiply."""
-
-    def meets(self, x: torch.Tensor) -> bool:
-        """Whether anybody needs the product; `x` is what the layer has saved for its backward. May end the forward."""
-        ...
-
-
-Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
-"""Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
-
-
-class WeightGradients:
-    """What the backward of one stage owes its weights, and its weights in the dtype of autocast."""
-
-    def __init__(self) -> None:
-        self.deferring = False
-        self.owed: Owed = deque()
-        self.watcher: Watcher | None = None
-        self.add_rows: Callable[..., None] = _accumulate_embedding
-        """What adds the rows of an embedding's gradient: (weight, ids, rows)."""
-        self._casts: dict[torch.Tensor, torch.Tensor] | None = None
-        self.last_scaled: tuple[Any, int, Any] = (lambda: None, 0, None)  # input, its version, its scale (float8)
-        self._last_input: tuple[Any, int, Any] = (lambda: None, 0, lambda: None)  # input, its version, its cast
-
-    def add(
-        self, accumulate: Callable[..., None], parameter: torch.Tensor, x: torch.Tensor, *others: torch.Tensor
-    ) -> None:
-        """Run `accumulate(parameter, x, *others)` now, or queue it while `deferring`; `x` was saved in the forward."""
-        if self.deferring:
-            # detached: an activation's graph ends in the stage's input, which would stay alive with it
-            self.owed.append((accumulate, (parameter, x.detach(), *others)))
-        else:
-            accumulate(parameter, x, *others)
-
-    def take(self) -> Owed:
-        """Hand over what one backward has queued; for `settle`."""
-        owed, self.owed = self.owed, deque()
-        return owed
-
-    @staticmethod
-    @torch.no_grad()  # as in a backward: else `.grad` would join a graph and keep what it was added from alive
-    def settle(owed: Owed, done: Callable[[nn.Parameter], None] | None = None) -> None:
-        """Compute queued weight gradients into `.grad`, letting go of each one's tensors as soon as it is done.
-
-        The latest first, as its tensors may still be in the cache; in the order of the backward where a parameter occurs
-        twice, for the bits of its sum. `done` is called with each parameter that is owed nothing more.
-        """
-        left = Counter(id(arguments[0]) for _, arguments in owed)
-        take = owed.pop if len(left) == len(owed) else owed.popleft
-        while owed:
-            accumulate, arguments = take()
-            accumulate(*arguments)
-            parameter = arguments[0]
-            del arguments
-            left[id(parameter)] -= 1
-            if done is not None and not left[id(parameter)]:
-                done(parameter)
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """While weights do not change: cast each to the dtype of autocast once, not once per microbatch."""
-        self.deferring, self.owed, self._casts = False, deque(), {}
-        try:
-            yield
-        finally:
-            self._casts = None
-
-    @contextmanager
-    def watched_by(self, watcher: Watcher | None) -> Iterator[None]:
-        """Linear layers tell this `watcher`."""
-        before, self.watcher = self.watcher, watcher
-        try:
-            yield
-        finally:
-            self.watcher = before
-
-    def cast(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`parameter` in `dtype`, outside the graph; itself when it has that dtype."""
-        return parameter if parameter.dtype == dtype else self.once(parameter, lambda weight: weight.to(dtype))
-
-    def once(self, parameter: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What `make` makes of a parameter, once while weights do not change; each has one such thing."""
-        if self._casts is None:
-            return make(parameter.detach())
-        if parameter not in self._casts:
-            self._casts[parameter] = make(parameter.detach())
-        return self._casts[parameter]
-
-    def cast_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`x` in `dtype`, outside the graph; the layers that share an input in turn (q, k, v) keep one copy of it."""
-        if x.dtype == dtype:
-            return x
-        last, version, cast = self._last_input
-        found = cast() if last() is x and version == x._version else None
-        if found is None or found.dtype != dtype:
-            found = x.detach().to(dtype)
-            self._last_input = (weakref.ref(x), x._version, weakref.ref(found))
-        return found
-
-
-def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
-    """`.grad`, zero at first: adding the first microbatch to zero is the same call as adding the others."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-    return parameter.grad
-
-
-def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
-    """`weight.grad [out, in] += grad_output^T x`, under no_grad. With autocast the product is bf16, the sum fp32."""
-    gradient, x, grad_output = gradient_of(weight), x.flatten(0, -2), grad_output.flatten(0, -2)
-    if gradient.dtype == x.dtype:
-        gradient.addmm_(grad_output.t(), x)  # one GEMM that adds: no temporary, no second pass
-    else:
-        gradient.add_(grad_output.t() @ x)
-
-
-def accumulate_bias(bias: torch.Tensor, grad_output: torch.Tensor) -> None:
-    """`bias.grad [out] +=` the sum of grad_output [..., out] over all but the last."""
-    gradient_of(bias).add_(grad_output.flatten(0, -2).sum(0, dtype=bias.dtype))
-
-
-def _accumulate_embedding(weight: torch.Tensor, ids: torch.Tensor, grad_output: torch.Tensor) -> None:
-    """Rows are added one by one; on CUDA their order is fixed only by torch.use_deterministic_algorithms(True)."""
-    gradient = gradient_of(weight)
-    gradient.index_add_(0, ids.flatten(), grad_output.flatten(0, -2).to(gradient.dtype))
+__all__ = ["DeferredEmbedding", "DeferredLinear", "defer", "hooked"]
 
 
 class _Linear(Function):
@@ -192,7 +54,60 @@ def _linear_backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor 
 
 _once = once_differentiable(_linear_backward)
 _apply_linear: Callable[..., torch.Tensor] = super(Function, _Linear).apply  # type: ignore[misc]
-"""`_Linear.apply` without its look for torch.func, a third of its time. Under torch.func torch refuses both."""
+"""`_Linear.apply` without its look for torch.func, a third of its time."""
+
+
+def _by_hook(x: torch.Tensor, weight: nn.Parameter) -> bool:
+    """Whether a hook may take the place of `_Linear`: `x` leads to a graph, and nobody else packs what graphs keep."""
+    wanted = x.requires_grad and weight.requires_grad and torch.is_grad_enabled()
+    return wanted and _packing(True) is None and _transforming() is None
+
+
+def _linear_by_hook(x: torch.Tensor, weight: nn.Parameter, gradients: WeightGradients) -> torch.Tensor:
+    """`_Linear`, with autograd's own product for the input gradient and a hook before it: less Python in the backward."""
+    y = F.linear(x, weight.detach())
+    kept, version = x.detach(), x._version
+
+    def owe(grads: tuple[torch.Tensor | None]) -> tuple[torch.Tensor] | None:
+        nonlocal kept
+        (grad_output,) = grads
+        if grad_output is None:
+            return None
+        if kept is None or kept._version != version:
+            raise RuntimeError(_TWICE if kept is None else _CHANGED)
+        x = kept
+        if not _keeps_graph():
+            kept = None  # the graph outlives the backward of this layer, and must not keep its input alive
+        if torch.is_grad_enabled():
+            return _owe_once(grad_output, weight, x, gradients)
+        if gradients.deferring:
+            gradients.owed.append((accumulate_weight, (weight, x, grad_output)))
+        else:
+            accumulate_weight(weight, x, grad_output)
+        return None
+
+    y.grad_fn.register_prehook(owe)  # type: ignore[union-attr]
+    return y
+
+
+def _owe_once(
+    grad_output: torch.Tensor, weight: nn.Parameter, x: torch.Tensor, gradients: WeightGradients
+) -> tuple[torch.Tensor]:
+    """Under create_graph=True: a gradient that refuses to be differentiated, as that of `_Linear` does."""
+    with torch.no_grad():
+        gradients.add(accumulate_weight, weight, x, grad_output.detach())
+    return (_refusing(grad_output.detach().requires_grad_()),)
+
+
+_C: Any = torch._C
+_packing, _keeps_graph = _C._autograd._top_saved_tensors_default_hooks, _C._autograd._get_current_graph_task_keep_graph
+_transforming = _C._functorch.peek_interpreter_stack
+_refusing = _C._functions.DelayedError("a deferred layer cannot be differentiated twice (once_differentiable)", 1)
+_TWICE = "a deferred layer's backward has run before; write backward(retain_graph=True) the first time"
+_CHANGED = (
+    "the input of a deferred linear layer was changed in place after the layer had read it, so the gradient of its "
+    "weight would be wrong; write an operation that makes a new tensor instead"
+)
 
 
 class _Embedding(Function):
@@ -237,11 +152,14 @@ class DeferredLinear(nn.Linear):
         gradients = self.gradients
         if hooked(weight) or hooked(bias):
             return super().forward(input)
-        if torch._C._is_any_autocast_enabled():
+        if _C._is_any_autocast_enabled():
             dtype = _computing_dtype(weight)
             cast_weight = gradients.cast(weight, dtype)
             cast_bias = None if bias is None else gradients.cast(bias, dtype)
-        return _apply_linear(input, weight, bias, cast_weight, cast_bias, gradients)
+        elif bias is None and gradients.watcher is None and _by_hook(input, weight):
+            return _linear_by_hook(input, weight, gradients)
+        apply = _apply_linear if _transforming() is None else _Linear.apply  # which refuses, and says why
+        return apply(input, weight, bias, cast_weight, cast_bias, gradients)  # type: ignore[return-value]
 
 
 class DeferredEmbedding(nn.Embedding):

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import torch
 
 from forgather_dsl.parallel.arrivals import Arrivals, Listener
-from forgather_dsl.parallel.deferred import Owed, WeightGradients
 from forgather_dsl.parallel.failures import ActionFailed, PeerLost
 from forgather_dsl.parallel.messages import Message, Messages
 from forgather_dsl.parallel.progress import PROGRESS
 from forgather_dsl.parallel.shard import HeadShard
 from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.weight_gradients import Owed, WeightGradients
 from forgather_dsl.plan.schedules import Action
 
 __all__ = ["Execution", "Forward", "Guess", "Ran", "Timing"]

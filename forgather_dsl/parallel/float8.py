@@ -15,7 +15,8 @@ import torch.nn as nn
 from torch.autograd.function import Function, once_differentiable
 
 from forgather_dsl.errors import UserError
-from forgather_dsl.parallel.deferred import DeferredLinear, WeightGradients, accumulate_bias, gradient_of, hooked
+from forgather_dsl.parallel.deferred import DeferredLinear, hooked
+from forgather_dsl.parallel.weight_gradients import WeightGradients, accumulate_bias, gradient_of
 
 __all__ = ["MULTIPLE", "Float8Linear", "require_float8", "to_float8"]
 

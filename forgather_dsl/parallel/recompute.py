@@ -11,11 +11,11 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.holding import Held, on_device
 from forgather_dsl.parallel.offload import Offload
 from forgather_dsl.parallel.recipes import keep_inputs
 from forgather_dsl.parallel.replay import Replay
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 __all__ = ["Keeping", "Policy"]
 

@@ -19,8 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from forgather_dsl.parallel.autocast import autocast_now
-from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.holding import Held, Hold
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 __all__ = ["Replay"]
 

@@ -19,8 +19,8 @@ import torch.nn as nn
 from forgather_dsl.data.loader import IGNORED
 from forgather_dsl.models.init import generator_seed, initialise
 from forgather_dsl.models.parts import drop_part, part_of
-from forgather_dsl.parallel.deferred import WeightGradients, accumulate_weight
 from forgather_dsl.parallel.stage import path_of
+from forgather_dsl.parallel.weight_gradients import WeightGradients, accumulate_weight
 
 __all__ = ["Combined", "HeadShard", "Partial", "Rows", "Targets", "combine", "rows_of", "valid_tokens"]
 

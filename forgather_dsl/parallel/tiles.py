@@ -20,7 +20,7 @@ from torch.autograd.function import Function, once_differentiable
 from forgather_dsl.errors import UserError
 from forgather_dsl.models.parts import largest_dropout
 from forgather_dsl.parallel.autocast import autocast_now
-from forgather_dsl.parallel.deferred import WeightGradients
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 __all__ = ["tile_mlp"]
 

@@ -19,13 +19,14 @@ import torch
 import torch.nn as nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
-from forgather_dsl.parallel.deferred import DeferredEmbedding, DeferredLinear, WeightGradients
+from forgather_dsl.parallel.deferred import DeferredEmbedding, DeferredLinear
 from forgather_dsl.parallel.execution import Forward, Timing
 from forgather_dsl.parallel.failures import ActionFailed
 from forgather_dsl.parallel.group import PipelineGroup
 from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.progress import PROGRESS
 from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 from forgather_dsl.plan.actions import Action, Kind, Schedule, to_csv
 
 __all__ = ["TorchPipeline", "undefer"]

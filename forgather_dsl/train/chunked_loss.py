@@ -18,7 +18,8 @@ from torch.autograd.function import Function, once_differentiable
 
 from ..data.loader import IGNORED
 from ..errors import UserError
-from ..parallel.deferred import DeferredLinear, WeightGradients, accumulate_bias, accumulate_weight, hooked
+from ..parallel.deferred import DeferredLinear, hooked
+from ..parallel.weight_gradients import WeightGradients, accumulate_bias, accumulate_weight
 from ..plan.stage_cost import LOSS_ROWS
 from . import liger
 

@@ -21,11 +21,11 @@ from ..data.loader import IGNORED
 from ..dsl import build, from_dict
 from ..models.init import initialise
 from ..parallel.compiled import require_compiler
-from ..parallel.deferred import WeightGradients
 from ..parallel.float8 import require_float8, to_float8
 from ..parallel.host_allocator import keep_freed_memory
 from ..parallel.losses import loss_at, takes_head
 from ..parallel.stage import Stage
+from ..parallel.weight_gradients import WeightGradients
 from ..specs import FP8, Experiment
 from ..specs.recompute import policy
 from .repeatable import repeatable

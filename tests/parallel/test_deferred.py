@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from forgather_dsl.parallel.deferred import DeferredEmbedding, DeferredLinear, WeightGradients, defer
+from forgather_dsl.parallel.deferred import DeferredEmbedding, DeferredLinear, defer
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 DIM, VOCAB = 24, 40
 
@@ -272,3 +274,89 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     torch.testing.assert_close(found, expected)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         found.sum().backward()
+
+
+def linear(bias=False):
+    torch.manual_seed(0)
+    layer = nn.Linear(DIM, DIM, bias=bias)
+    return layer, defer(layer), torch.randn(2, 7, DIM, requires_grad=True)
+
+
+@pytest.mark.parametrize("shape", [(DIM,), (7, DIM), (2, 7, DIM)])
+@pytest.mark.parametrize("split", [False, True])
+def test_with_and_without_others_packing_what_is_saved_a_layer_gives_autograds_bits(shape, split):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    found = {}
+    for way in ("plain", "hook", "function"):
+        torch.manual_seed(0)
+        layer, input = nn.Linear(DIM, DIM, bias=False), x.clone().requires_grad_()
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        gradients = defer(layer) if way != "plain" else WeightGradients()
+        gradients.deferring = split
+        packing = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+        with packing if way == "function" else nullcontext():
+            y = layer(input)
+        assert (type(y.grad_fn).__name__ == "_LinearBackward") == (way == "function")
+        y.tanh().sum().backward()
+        gradients.settle(gradients.take())
+        found[way] = y, input.grad, layer.weight.grad
+    for way in ("hook", "function"):
+        for one, other in zip(found[way][:2], found["plain"][:2], strict=True):
+            assert torch.equal(one, other)
+        torch.testing.assert_close(found[way][2], found["plain"][2])
+    assert torch.equal(found["hook"][2], found["function"][2])
+
+
+def test_an_input_changed_after_the_layer_has_read_it_is_refused():
+    layer, _, x = linear()
+    x = x * 1
+    y = layer(x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place after the layer had read it"):
+        y.sum().backward()
+    assert layer.weight.grad is None
+
+
+def test_a_second_backward_needs_retain_graph_as_everywhere():
+    layer, _, x = linear()
+    y = layer(x).sum()
+    y.backward(retain_graph=True)
+    once = layer.weight.grad.clone()
+    y.backward()
+    assert torch.equal(layer.weight.grad, 2 * once)
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        y.backward()
+
+
+def test_a_full_backward_lets_go_of_each_input_as_it_goes():
+    net = Net()
+    defer(net)
+    inputs, alive = [], []
+    for block in net.blocks:
+        block.down.register_forward_pre_hook(lambda _, args: inputs.append(weakref.ref(args[0].untyped_storage())))
+    x = net.embed(microbatches()[0])
+    x.register_hook(lambda _: alive.extend(one() is not None for one in inputs))
+    y = x
+    for block in net.blocks:
+        y = block(y)
+    loss = (y**2).sum()
+    assert all(one() is not None for one in inputs)
+    loss.backward()  # `loss`, and so the graph, lives on
+    assert alive == [False] * 3
+
+
+def test_torch_func_is_refused_in_words():
+    layer, _, x = linear()
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda x: layer(x).sum())(x)
+
+
+def test_without_gradients_nothing_is_owed():
+    layer, gradients, x = linear(bias=True)
+    gradients.deferring = True
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert not gradients.owed
+    assert layer.weight.grad is None

@@ -8,10 +8,11 @@ import torch.nn as nn
 
 from forgather_dsl import Llama, UserError, build
 from forgather_dsl.models.init import initialise
-from forgather_dsl.parallel.deferred import DeferredLinear, WeightGradients, defer
+from forgather_dsl.parallel.deferred import DeferredLinear, defer
 from forgather_dsl.parallel.float8 import Float8Linear, require_float8, to_float8
 from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 from forgather_dsl.plan.schedules import from_csv
 from forgather_dsl.train.loss import CrossEntropy
 

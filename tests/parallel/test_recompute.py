@@ -27,8 +27,8 @@ from forgather_dsl import (
 )
 from forgather_dsl.dsl import build
 from forgather_dsl.models.init import initialise
-from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 from forgather_dsl.train.as_gpu import as_on_gpu
 from forgather_dsl.train.live import LiveBytes
 

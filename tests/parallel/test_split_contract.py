@@ -13,7 +13,8 @@ from forgather_dsl import GroupedQueryAttention, LayerNorm, Llama, RMSNorm
 from forgather_dsl.dsl import build
 from forgather_dsl.models.init import initialise
 from forgather_dsl.models.parts import part_of
-from forgather_dsl.parallel.deferred import DeferredLinear, WeightGradients, defer
+from forgather_dsl.parallel.deferred import DeferredLinear, defer
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 
 MICROBATCHES, VOCAB = 3, 40
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn as nn
 from standin import StandIn, batch, fill, loss_sum, meta_model
 
-from forgather_dsl.parallel.deferred import WeightGradients
 from forgather_dsl.parallel.interpreter import Pipeline
 from forgather_dsl.parallel.stage import Stage
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 from forgather_dsl.plan.partition import split
 from forgather_dsl.plan.schedules import accumulate, from_csv, from_rows, gpipe, one_f_one_b
 

@@ -11,7 +11,8 @@ import torch.nn as nn
 
 from forgather_dsl import ChunkedCrossEntropy, UserError, build
 from forgather_dsl.data.loader import IGNORED
-from forgather_dsl.parallel.deferred import WeightGradients, defer
+from forgather_dsl.parallel.deferred import defer
+from forgather_dsl.parallel.weight_gradients import WeightGradients
 from forgather_dsl.plan.stage_cost import LOSS_ROWS
 from forgather_dsl.train import chunked_loss, liger
 from forgather_dsl.train.chunked_loss import check_head
