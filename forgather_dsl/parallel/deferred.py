@@ -70,16 +70,14 @@ def _linear_by_hook(x: torch.Tensor, weight: nn.Parameter, gradients: WeightGrad
 
     def owe(grads: tuple[torch.Tensor | None]) -> tuple[torch.Tensor] | None:
         nonlocal kept
-        (grad_output,) = grads
+        x, (grad_output,) = kept, grads
         if grad_output is None:
             return None
-        if kept is None or kept._version != version:
-            raise RuntimeError(_TWICE if kept is None else _CHANGED)
-        x = kept
-        if not _keeps_graph():
-            kept = None  # the graph outlives the backward of this layer, and must not keep its input alive
-        if torch.is_grad_enabled():
-            return _owe_once(grad_output, weight, x, gradients)
+        if x is None or x._version != version:
+            raise RuntimeError(_TWICE if x is None else _CHANGED)
+        if _keeps_graph():
+            return _owe_again(grad_output, weight, x, gradients)
+        kept = None  # the graph outlives the backward of this layer, and must not keep its input alive
         if gradients.deferring:
             gradients.owed.append((accumulate_weight, (weight, x, grad_output)))
         else:
@@ -90,16 +88,17 @@ def _linear_by_hook(x: torch.Tensor, weight: nn.Parameter, gradients: WeightGrad
     return y
 
 
-def _owe_once(
+def _owe_again(
     grad_output: torch.Tensor, weight: nn.Parameter, x: torch.Tensor, gradients: WeightGradients
-) -> tuple[torch.Tensor]:
-    """Under create_graph=True: a gradient that refuses to be differentiated, as that of `_Linear` does."""
+) -> tuple[torch.Tensor] | None:
+    """With retain_graph=True; with create_graph=True as well, a gradient that refuses to be differentiated, as `_Linear` does."""
     with torch.no_grad():
         gradients.add(accumulate_weight, weight, x, grad_output.detach())
-    return (_refusing(grad_output.detach().requires_grad_()),)
+    return (_refusing(grad_output.detach().requires_grad_()),) if torch.is_grad_enabled() else None
 
 
 _C: Any = torch._C
+_compiling = torch.compiler.is_compiling
 _packing, _keeps_graph = _C._autograd._top_saved_tensors_default_hooks, _C._autograd._get_current_graph_task_keep_graph
 _transforming = _C._functorch.peek_interpreter_stack
 _refusing = _C._functions.DelayedError("a deferred layer cannot be differentiated twice (once_differentiable)", 1)
@@ -139,7 +138,7 @@ class DeferredLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`input [..., in]` to `[..., out]`."""
-        if torch.compiler.is_compiling():
+        if _compiling():
             from forgather_dsl.parallel.uncompiled import linear
 
             return linear(self, input)
@@ -150,7 +149,7 @@ class DeferredLinear(nn.Linear):
         parameters: Any = self._parameters  # self.weight and self.bias take a third of this method's time
         weight, bias = cast_weight, cast_bias = parameters["weight"], parameters["bias"]
         gradients = self.gradients
-        if hooked(weight) or hooked(bias):
+        if hooked(weight) or (bias is not None and hooked(bias)):
             return super().forward(input)
         if _C._is_any_autocast_enabled():
             dtype = _computing_dtype(weight)
@@ -169,7 +168,7 @@ class DeferredEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Ids `[...]` to `[..., dim]`."""
-        if torch.compiler.is_compiling():
+        if _compiling():
             from forgather_dsl.parallel.uncompiled import embedding
 
             return embedding(self, input)
