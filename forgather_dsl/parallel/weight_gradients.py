@@ -26,6 +26,10 @@ class Watcher(Protocol):
         ...
 
 
+SMALL = 2**20
+"""Elements of a weight up to which a CPU takes the product first and adds it then: a GEMM that adds to a gradient which is not in
+the caches waits for it, and a product this small still is when it is added (benchmarks/LOG.md)."""
+
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
 """Weight gradients not yet computed: calls and their arguments (activations and output gradients)."""
 
@@ -66,16 +70,12 @@ class WeightGradients:
         The latest first, as its tensors may still be in the cache; in the order of the backward where a parameter occurs
         twice, for the bits of its sum. `done` is called with each parameter that is owed nothing more.
         """
-        left = Counter(id(arguments[0]) for _, arguments in owed)
-        take = owed.pop if len(left) == len(owed) else owed.popleft
-        while owed:
-            accumulate, arguments = take()
-            accumulate(*arguments)
-            parameter = arguments[0]
-            del arguments
-            left[id(parameter)] -= 1
-            if done is not None and not left[id(parameter)]:
-                done(parameter)
+        if len({id(arguments[0]) for _, arguments in owed}) == len(owed):
+            owed.reverse()
+        if done is None:
+            _settle_quietly(owed)
+        else:
+            _settle_telling(owed, done)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -128,11 +128,53 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
 
 def accumulate_weight(weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor) -> None:
     """`weight.grad [out, in] += grad_output^T x`, under no_grad. With autocast the product is bf16, the sum fp32."""
-    gradient, x, grad_output = gradient_of(weight), _rows(x), _rows(grad_output)
-    if gradient.dtype == x.dtype:
-        gradient.addmm_(grad_output.t(), x)  # one GEMM that adds: no temporary, no second pass
+    gradient, left, right, at_once = _product(weight, x, grad_output)
+    if at_once:
+        gradient.addmm_(left, right)  # no temporary, no second pass
     else:
-        gradient.add_(grad_output.t() @ x)
+        gradient.add_(left @ right)
+
+
+def _product(
+    weight: torch.Tensor, x: torch.Tensor, grad_output: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+    """`.grad`, the factors `[out, tokens]` and `[tokens, in]` of what is added to it, and whether in one call."""
+    gradient, x = gradient_of(weight), _rows(x)
+    at_once = gradient.dtype == x.dtype and not (gradient.is_cpu and gradient.numel() <= SMALL)
+    return gradient, _rows(grad_output).t(), x, at_once
+
+
+def _settle_quietly(owed: Owed) -> None:
+    """Products next to each other are all made ready before the first: it drives the code that does so out of the caches."""
+    while owed:
+        products = []
+        while owed and owed[0][0] is accumulate_weight:
+            products.append(_product(*owed.popleft()[1]))
+        products.reverse()
+        while products:  # as `accumulate_weight`, without a call
+            gradient, left, right, at_once = products.pop()
+            if at_once:
+                gradient.addmm_(left, right)
+            else:
+                gradient.add_(left @ right)
+        gradient = left = right = None
+        if owed:
+            accumulate, arguments = owed.popleft()
+            accumulate(*arguments)
+            del arguments
+
+
+def _settle_telling(owed: Owed, done: Callable[[nn.Parameter], None]) -> None:
+    """One after the other, as whoever is told may let go of a gradient before the next is made."""
+    left = Counter(id(arguments[0]) for _, arguments in owed)
+    while owed:
+        accumulate, arguments = owed.popleft()
+        accumulate(*arguments)
+        parameter = arguments[0]
+        del arguments
+        left[id(parameter)] -= 1
+        if not left[id(parameter)]:
+            done(parameter)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
