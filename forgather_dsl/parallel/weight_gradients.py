@@ -26,8 +26,8 @@ class Watcher(Protocol):
         ...
 
 
-SMALL = 2**20
-"""Elements of a weight up to which a CPU takes the product first and adds it then: a GEMM that adds to a gradient which is not in
+SMALL = 2**18
+"""Elements of a weight (1 MiB) up to which a CPU makes the product first and then adds it: a GEMM that adds to a gradient which is not in
 the caches waits for it, and a product this small still is when it is added (benchmarks/LOG.md)."""
 
 Owed = deque[tuple[Callable[..., None], tuple[Any, ...]]]
